@@ -1,0 +1,131 @@
+"""GenerationalArguments: the settings of the outer loop, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from hf_connectome.errors import ConfigError, UnsupportedError, did_you_mean
+from hf_connectome.evolution import SELECTIONS
+from hf_connectome.reset import resets
+from hf_connectome.schedule import GeometricSchedule
+
+_UNSUPPORTED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+
+
+@dataclass
+class GenerationalArguments(TrainingArguments):
+    """How a connectome is evolved; all of transformers' TrainingArguments beside it."""
+
+    generations: int = field(
+        default=6, metadata={"help": "Rounds of training and pruning. The paper: 6."}
+    )
+    steps_per_generation: int = field(
+        default=1000,
+        metadata={"help": "Optimizer steps in each generation. The published code: 7001."},
+    )
+    prune_fraction: float = field(
+        default=0.2,
+        metadata={"help": "Part of the current survivors dropped in one generation. The paper: 0.2."},
+    )
+    scope: str = field(
+        default="all-matrices",
+        metadata={
+            "help": "What may lose weights: all-matrices, all-linear, body, embeddings, or a "
+            "regular expression of module names. The published code prunes every matrix."
+        },
+    )
+    criterion: str = field(
+        default="magnitude", metadata={"help": "What makes a weight worth keeping: magnitude, random."}
+    )
+    selection: str = field(
+        default="per-tensor",
+        metadata={"help": "Rank weights within each parameter (per-tensor, the paper's) or global."},
+    )
+    reset: str = field(
+        default="sign_constant",
+        metadata={
+            "help": "First values of the survivors in the next generation: sign_constant (the "
+            "paper's), init_std, variance_preserving, tensor_scale, fresh_magnitude, rewind, keep."
+        },
+    )
+    magnitude: float = field(
+        default=0.02, metadata={"help": "The constant of sign_constant. The paper: 0.02."}
+    )
+    rewind_steps: int = field(
+        default=0, metadata={"help": "Step of generation 0 whose weights reset=rewind goes back to."}
+    )
+    carry_scales: bool = field(
+        default=True,
+        metadata={"help": "Store one scale a parameter (mean |w| of the survivors) in each connectome."},
+    )
+    carry_values: bool = field(
+        default=False, metadata={"help": "Store norms and biases whole in each connectome."}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work before anything is loaded."""
+        schedule = self.schedule
+        if self.steps_per_generation < 1:
+            raise ConfigError(
+                f"steps_per_generation is {self.steps_per_generation}; expected at least 1."
+            )
+        total = schedule.num_generations * self.steps_per_generation
+        if self.max_steps not in (-1, total):
+            raise ConfigError(
+                f"max_steps is {self.max_steps}, but {self.generations} generations of "
+                f"{self.steps_per_generation} steps are {total}. Leave max_steps out."
+            )
+        self.max_steps = total
+        if self.selection not in SELECTIONS:
+            raise ConfigError(
+                f"unknown selection {self.selection!r}. {did_you_mean(self.selection, SELECTIONS)}"
+            )
+        resets.get(self.reset)
+        if not 0 <= self.rewind_steps < self.steps_per_generation:
+            raise ConfigError(
+                f"rewind_steps is {self.rewind_steps}; expected a step of generation 0, "
+                f"0 to {self.steps_per_generation - 1}."
+            )
+        self._refuse_incompatible()
+        super().__post_init__()
+        if self.fsdp and int(dict(self.fsdp_config or {}).get("version", 2)) == 1:
+            raise UnsupportedError(
+                "fsdp_config asks for FSDP version 1, which flattens the weights so that masks "
+                "cannot be enforced. Use version 2."
+            )
+
+    @property
+    def schedule(self) -> GeometricSchedule:
+        """The schedule that these settings describe."""
+        return GeometricSchedule(self.prune_fraction, self.generations)
+
+    def _refuse_incompatible(self) -> None:
+        if self.load_best_model_at_end:
+            raise ConfigError(
+                "load_best_model_at_end would put weights of one generation under the mask of "
+                "another. Leave it out: every generation's checkpoint is kept as save_total_limit says."
+            )
+        if self.auto_find_batch_size:
+            raise ConfigError(
+                "auto_find_batch_size restarts training with the generation already advanced. Set "
+                "per_device_train_batch_size, and gradient_accumulation_steps for a large batch."
+            )
+        if self.deepspeed:
+            raise UnsupportedError(
+                "DeepSpeed ZeRO steps on flat partitions of the weights (ZeRO-3 leaves the "
+                "parameters empty), so masks would silently do nothing. Use DDP or FSDP2."
+            )
+        name = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
+        if name in _UNSUPPORTED_SCHEDULES:
+            raise ConfigError(
+                f"lr_scheduler_type {name!r} follows the loss and cannot be restarted every "
+                "generation. Use one that is a function of the step, such as cosine or linear."
+            )
+        optimizer = str(getattr(self.optim, "value", self.optim))
+        if "lomo" in optimizer or "layerwise" in optimizer:
+            raise UnsupportedError(
+                f"optim {optimizer!r} updates weights during the backward pass, before they can be "
+                "projected. Use adamw_torch, adafactor, sgd or another with an ordinary step."
+            )

@@ -1,0 +1,152 @@
+"""What runs beside a transformers Trainer: mask enforcement, a progress display, a metrics file."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from hf_connectome.enforcement import MaskEnforcer
+from hf_connectome.runs import CONNECTOME_FOLDER
+from hf_connectome.storage import refused_writes_named, write, write_atomically
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from hf_connectome.connectome import Connectome
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MaskCallback(TrainerCallback):
+    """Trains a host under a connectome with any Trainer, stock or not.
+
+    Dead weights stay exactly 0; every checkpoint carries the connectome in ``connectome/``.
+
+    Example:
+        ``Trainer(model, args, train_dataset=blocks, callbacks=[MaskCallback(connectome)])``
+    """
+
+    def __init__(self, connectome: Connectome) -> None:
+        """Hold the connectome until training begins and the optimizer is there."""
+        self.connectome = connectome
+        self.enforcer: MaskEnforcer | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Bind to the prepared model and its optimizer."""
+        if self.enforcer is not None:
+            self.enforcer.detach()
+        self.enforcer = MaskEnforcer(parts["model"], self.connectome).attach(parts["optimizer"])
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Put the connectome beside the weights."""
+        if args.should_save and self.connectome.config is not None:
+            folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
+            write(self.connectome, folder / CONNECTOME_FOLDER)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Remove the hooks."""
+        if self.enforcer is not None:
+            self.enforcer.detach()
+            self.enforcer = None
+
+
+class MetricsFile(TrainerCallback):
+    """Keeps ``metrics.jsonl``: one JSON object a logged record, always those of the run so far.
+
+    The file is written anew from the trainer's own history, so a resumed run leaves no record of
+    steps that were undone.
+    """
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Rewrite the file."""
+        if state.is_world_process_zero and args.output_dir:
+            file = Path(args.output_dir) / METRICS_FILE
+            with refused_writes_named(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                lines = (json.dumps(record, sort_keys=True) for record in state.log_history)
+                write_atomically(file, ("\n".join(lines) + "\n").encode())
+
+
+class GenerationProgress(TrainerCallback):
+    """One bar a generation: density, loss, tokens a second, time left for all generations."""
+
+    def __init__(self, steps_per_generation: int, tokens_per_step: int | None) -> None:
+        """Take what the bar cannot see by itself; ``tokens_per_step`` None shows steps only."""
+        self.steps_per_generation = steps_per_generation
+        self.tokens_per_step = tokens_per_step
+        self.density = 1.0
+        self._bar: tqdm[Any] | None = None
+        self._generation = 0
+        self._losses: dict[str, str] = {}
+        self._started = (0.0, 0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Start the clock at the step that this process starts from."""
+        self._started = (time.monotonic(), state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Advance the bar of the current generation."""
+        if not state.is_local_process_zero:
+            return
+        generation, step = divmod(state.global_step - 1, self.steps_per_generation)
+        if generation != self._generation:
+            self._close()
+        if self._bar is None:
+            self._generation = generation
+            self._bar = tqdm(
+                total=self.steps_per_generation,
+                initial=step,
+                desc=f"generation {generation}  density {self.density:6.1%}",
+                unit="step",
+                dynamic_ncols=True,
+            )
+        self._bar.update(1)
+        self._bar.set_postfix(self._postfix(state), refresh=False)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Remember the newest losses."""
+        for key, short in (("loss", "loss"), ("eval_loss", "held-out")):
+            if key in parts.get("logs", {}):
+                self._losses[short] = f"{float(parts['logs'][key]):.3f}"
+        if self._bar is not None:
+            self._bar.set_postfix(self._postfix(state))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Close a bar that was interrupted."""
+        self._close()
+
+    def _postfix(self, state: TrainerState) -> dict[str, str]:
+        seconds, first = time.monotonic() - self._started[0], self._started[1]
+        rate = (state.global_step - first) / max(seconds, 1e-9)
+        shown = dict(self._losses)
+        if self.tokens_per_step is not None:
+            shown["tok/s"] = f"{rate * self.tokens_per_step:,.0f}"
+        left = (state.max_steps - state.global_step) / max(rate, 1e-9)
+        shown["all left"] = tqdm.format_interval(int(left))
+        return shown
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

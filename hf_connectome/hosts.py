@@ -1,0 +1,300 @@
+"""A connectome and a model's parameters: check that they fit, write one into the other, read it out.
+
+Parameters may be plain tensors or FSDP2 shards. Nothing is changed before everything was checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_connectome.connectome import Connectome, SignedMask
+from hf_connectome.errors import ConfigError, HostMismatchError, did_you_mean, some
+from hf_connectome.reset import ResetContext, resets
+from hf_connectome.scope import (
+    EMBEDDING,
+    RAW,
+    ScopedParameter,
+    fingerprint,
+    parameters_of,
+    resolve,
+    unwrap,
+)
+from hf_connectome.selection import keep
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from hf_connectome.config import ConnectomeConfig
+
+
+def full_tensor(parameter: Tensor) -> Tensor:
+    """Return the whole parameter, gathered if it is an FSDP2 shard (a collective call then)."""
+    gather = getattr(parameter, "full_tensor", None)
+    return parameter.detach() if gather is None else gather().detach()
+
+
+def like(value: Tensor, parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Place a full CPU tensor as ``parameter`` is placed: device, shard and (unless given) dtype."""
+    value = value.to(device=parameter.device, dtype=parameter.dtype if dtype is None else dtype)
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, mesh, parameter.placements)  # type: ignore[attr-defined]
+
+
+def scope_fingerprint(connectome: Connectome) -> str:
+    """Return the fingerprint of the host that a connectome asks for (scope.fingerprint)."""
+    return fingerprint((n, e.shape, e.orientation) for n, e in connectome.items())
+
+
+def check_host(connectome: Connectome, model: nn.Module) -> dict[str, nn.Parameter]:
+    """Check that a model has every parameter of the connectome, of the same shape and orientation.
+
+    Returns:
+        name -> parameter of the model, for the parameters in scope.
+
+    Raises:
+        HostMismatchError: names the first parameter that does not fit, both values and a way out.
+    """
+    parameters = parameters_of(model)
+    missing = [name for name in connectome if name not in parameters]
+    if missing:
+        raise HostMismatchError(
+            f"{type(unwrap(model)).__name__} has no parameter {some(missing)}, which the "
+            f"connectome has. {did_you_mean(missing[0], list(parameters)[:8])} Use a host of the "
+            f"recorded architecture ({_architecture(connectome)})."
+        )
+    for name, entry in connectome.items():
+        shape = tuple(parameters[name].shape)
+        if shape != entry.shape:
+            raise HostMismatchError(_shape_message(connectome, name, entry, shape))
+    orientations = resolve(model, "all-matrices")
+    for name, entry in connectome.items():
+        found = orientations[name].orientation if name in orientations else RAW
+        if found != entry.orientation:
+            raise HostMismatchError(
+                f"{name!r} is stored {found} in the host, {entry.orientation} in the connectome: "
+                "the shapes are equal but one is the transpose of the other. Use a host of the "
+                f"recorded architecture ({_architecture(connectome)})."
+            )
+    return {name: parameters[name] for name in connectome}
+
+
+def check_tokenizer(connectome: Connectome, digest: str) -> None:
+    """Check that token ids mean the same to the connectome and to the data.
+
+    Args:
+        connectome: one whose config records a tokenizer digest, or none (then nothing is known).
+        digest: of the tokenizer that made the data (data.tokenizer_digest).
+
+    Raises:
+        HostMismatchError: the digests differ.
+    """
+    recorded = connectome.config.tokenizer_digest if connectome.config is not None else None
+    if recorded is not None and recorded != digest:
+        raise HostMismatchError(
+            f"the tokenizer's digest is {digest[:12]}…, the connectome was evolved with "
+            f"{recorded[:12]}…: its embedding rows belong to other tokens. Use the tokenizer in "
+            "the connectome's own folder."
+        )
+
+
+@torch.no_grad()
+def wire(
+    model: nn.Module,
+    connectome: Connectome,
+    *,
+    reset: str | None = None,
+    magnitude: float | None = None,
+    fresh: Callable[[str], Tensor] | None = None,
+    early: Callable[[str], Tensor] | None = None,
+) -> None:
+    """Put the wiring on a host: survivors get their first values, dead weights become exactly 0.
+
+    Args:
+        model: the host; parameters out of scope are left alone, but for values that travel whole.
+        connectome: what to put on it.
+        reset: policy of reset.py; by default the one that the connectome records, else 'keep'.
+        magnitude: constant of sign_constant; by default the recorded one, else 0.02.
+        fresh: name -> weights of a fresh host; by default the host's own weights.
+        early: name -> weights stored early in training, for reset='rewind'.
+
+    Raises:
+        HostMismatchError: the model does not fit; nothing was changed.
+        ConfigError: the policy needs what the connectome lacks; nothing was changed.
+    """
+    config = connectome.config
+    policy = resets.get(reset or (config.reset if config is not None else "keep"))()
+    constant = magnitude if magnitude is not None else (config.magnitude if config else 0.02)
+    parameters = check_host(connectome, model)
+    carried = _check_carried(connectome, model)
+
+    def context(name: str) -> ResetContext:
+        weight = full_tensor(parameters[name]).cpu()
+        return ResetContext(
+            name=name,
+            magnitude=constant,
+            weight=weight,
+            fresh=(lambda: weight) if fresh is None else (lambda: fresh(name)),
+            early=None if early is None else (lambda: early(name)),
+        )
+
+    for name, entry in connectome.items():
+        policy.check(entry, context(name))
+    for name, entry in connectome.items():
+        value = policy.apply(entry, context(name))
+        parameters[name].copy_(like(value, parameters[name]))
+    for name, value in connectome.values_carried.items():
+        carried[name].copy_(like(value, carried[name]))
+
+
+@torch.no_grad()
+def extract(model: nn.Module, config: ConnectomeConfig | None = None) -> Connectome:
+    """Read the wiring of a model: its non-zero weights and their signs.
+
+    Args:
+        model: a trained model, sparse or dense.
+        config: names the scope, and a ``density`` (or ``density_pattern``) to prune to by
+            magnitude where the model is denser; by default all matrices, as they are.
+
+    Returns:
+        A connectome whose config describes the model.
+
+    Raises:
+        ScopeError: the scope matches nothing, or a parameter would keep no weight.
+    """
+    from hf_connectome.config import ConnectomeConfig
+
+    config = config if config is not None else ConnectomeConfig()
+    parameters, entries = parameters_of(model), {}
+    scope = resolve(model, config.target_modules or "all-matrices", config.exclude_modules)
+    for name, scoped in scope.items():
+        weight = full_tensor(parameters[name]).cpu()
+        mask = weight != 0
+        density = config.density_pattern.get(name, config.density)
+        surplus = int(mask.sum()) - round(density * mask.numel())
+        if density < 1.0 and surplus > 0:
+            mask = keep(weight.abs(), mask, surplus, name=name)
+        entries[name] = SignedMask.pack(mask, weight, orientation=scoped.orientation)
+    return Connectome(entries, config=describe(model, config, scope))
+
+
+def describe(
+    model: nn.Module, config: ConnectomeConfig, scope: Mapping[str, ScopedParameter]
+) -> ConnectomeConfig:
+    """Return ``config`` with what a fresh host of the same kind needs: architecture and fingerprint."""
+    model = unwrap(model)
+    base_config = getattr(model, "config", None)
+    facts: dict[str, Any] = {
+        "base_fingerprint": fingerprint((p.name, p.shape, p.orientation) for p in scope.values())
+    }
+    if hasattr(base_config, "to_diff_dict"):
+        facts["architecture"] = type(model).__name__
+        facts["base_config"] = _portable(base_config)
+    return replace(config, **facts)
+
+
+def _portable(base_config: Any) -> dict[str, Any]:
+    """Return a transformers config as JSON types, without local paths or run-time state."""
+    import json
+
+    plain: dict[str, Any] = json.loads(base_config.to_json_string(use_diff=True))
+    plain["model_type"] = base_config.model_type
+    for key in ("_name_or_path", "name_or_path", "dtype", "torch_dtype"):
+        plain.pop(key, None)
+    return plain
+
+
+def _check_carried(connectome: Connectome, model: nn.Module) -> dict[str, nn.Parameter]:
+    parameters = parameters_of(model)
+    for name, value in connectome.values_carried.items():
+        found = tuple(parameters[name].shape) if name in parameters else None
+        if found != tuple(value.shape):
+            raise HostMismatchError(
+                f"{name!r} travels whole with shape {tuple(value.shape)}; the host has "
+                f"{'no such parameter' if found is None else found}. Use a host of the recorded "
+                f"architecture ({_architecture(connectome)})."
+            )
+    return {name: parameters[name] for name in connectome.values_carried}
+
+
+def _architecture(connectome: Connectome) -> str:
+    config = connectome.config
+    return (config.architecture if config is not None else None) or "not recorded"
+
+
+def _shape_message(
+    connectome: Connectome, name: str, entry: SignedMask, shape: tuple[int, ...]
+) -> str:
+    both = f"{name!r} is {shape} in the host, {entry.shape} in the connectome."
+    if entry.orientation == EMBEDDING and shape[1:] == entry.shape[1:]:
+        return (
+            f"{both} The vocabularies differ: use the tokenizer in the connectome's folder and a "
+            f"host with {entry.shape[0]} rows."
+        )
+    return f"{both} Use a host of the recorded architecture ({_architecture(connectome)}) and sizes."
+
+
+def build_host(
+    config: ConnectomeConfig,
+    *,
+    seed: int | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """Build a fresh model of the architecture that a connectome records. Nothing is downloaded.
+
+    Args:
+        config: with ``architecture`` and ``base_config``.
+        seed: seeds torch's global generator for the initialisation, and puts it back afterwards.
+        device: 'meta' gives names and shapes without memory.
+        dtype: of the weights; explicit, because a recorded bfloat16 would round 0.02.
+
+    Raises:
+        ConfigError: nothing is recorded, or the class is not one of transformers' models.
+    """
+    if config.architecture is None or config.base_config is None:
+        raise ConfigError(
+            "the connectome records no architecture, so no host can be built for it. Give one: "
+            "ConnectomeModel.from_pretrained(model, path) or Connectome.from_pretrained(path, host=model)."
+        )
+    model_class, base_config = _recorded_class(config)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.device(device):
+        if seed is not None:
+            torch.manual_seed(seed)
+        model: nn.Module = model_class._from_config(base_config, dtype=dtype)
+    return model
+
+
+def _recorded_class(config: ConnectomeConfig) -> tuple[Any, Any]:
+    """Look up the recorded class among transformers' own; nothing from the file is executed."""
+    import transformers
+
+    assert config.architecture is not None
+    assert config.base_config is not None
+    found = getattr(transformers, config.architecture, None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ConfigError(
+            f"the recorded architecture {config.architecture!r} is no model class of transformers "
+            f"{transformers.__version__}. Upgrade transformers, or build the host yourself and use "
+            "ConnectomeModel.from_pretrained(model, path)."
+        )
+    fields = dict(config.base_config)
+    try:
+        base_config = transformers.AutoConfig.for_model(fields.pop("model_type", None), **fields)
+    except Exception as error:  # noqa: BLE001 - validators of any architecture may raise anything
+        raise ConfigError(
+            f"the recorded config of {config.architecture} is refused by transformers: {error}"
+        ) from error
+    if not isinstance(base_config, found.config_class):
+        raise ConfigError(
+            f"{config.architecture!r} does not take a {type(base_config).__name__}; the config was "
+            "altered."
+        )
+    return found, base_config

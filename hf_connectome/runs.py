@@ -1,0 +1,96 @@
+"""A run directory: whose it is, and what in it is whole. Knows nothing of models."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_connectome.errors import RunError
+from hf_connectome.storage import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    refused_writes_named,
+    write_atomically,
+)
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+STATE_FILE = "trainer_state.json"
+CONNECTOME_FOLDER = "connectome"
+
+
+def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Record whose folder this is, or check that it is the same run's.
+
+    Args:
+        folder: the run's output directory; made if it is not there.
+        settings: everything that decides the result, as JSON types.
+
+    Returns:
+        True if the run was there already.
+
+    Raises:
+        RunError: another run's settings are recorded; each difference is listed.
+    """
+    file = folder / RUN_FILE
+    settings = json.loads(json.dumps(settings))
+    if not file.is_file():
+        with refused_writes_named(file):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+        return False
+    recorded = json.loads(file.read_text(encoding="utf-8"))
+    differences = [
+        f"{key}: {recorded.get(key)!r} there, {settings.get(key)!r} here"
+        for key in sorted(recorded.keys() | settings.keys())
+        if recorded.get(key) != settings.get(key)
+    ]
+    if differences:
+        raise RunError(
+            f"{folder} belongs to a run of another configuration: {'; '.join(differences)}. Use "
+            "another --output_dir, or the recorded settings to go on with that run."
+        )
+    return True
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end, and remove unfinished ones after it.
+
+    transformers writes a checkpoint file by file; what a kill leaves half-written must not be
+    resumed from.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
+    for checkpoint in found:
+        if is_complete(checkpoint):
+            return checkpoint
+        logger.warning("%s was not written to its end; it is removed.", checkpoint)
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint has all that a bit-identical resume needs."""
+    has_weights = any(checkpoint.glob("model*.safetensors")) or any(checkpoint.glob("*model_fsdp*"))
+    needed = [
+        checkpoint / "scheduler.pt",
+        checkpoint / CONNECTOME_FOLDER / WEIGHTS_FILE,
+        checkpoint / CONNECTOME_FOLDER / CONFIG_FILE,
+    ]
+    if not has_weights or not all(file.is_file() for file in needed):
+        return False
+    try:  # transformers writes this file last
+        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(state.get("global_step") == step_of(checkpoint))
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer step at which a checkpoint was taken, -1 if its name has none."""
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1

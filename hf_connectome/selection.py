@@ -1,0 +1,180 @@
+"""From scores to survivors: the only place that ranks weights.
+
+Counts are exact for any tie pattern and the result depends on no device, thread or parameter order.
+What the scores mean is not known here (criteria/), nor how many to drop (schedule.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from hf_connectome.errors import ScopeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Scores = NDArray[np.float32]
+    Flags = NDArray[np.bool_]
+
+
+def keep(score: Tensor, mask: Tensor, n_drop: int, *, name: str = "parameter") -> Tensor:
+    """Drop exactly ``n_drop`` survivors of lowest score.
+
+    Ties go to the lower flat index, so the result does not depend on the device. Scores are
+    compared in float32 (float64 scores in float64).
+
+    Args:
+        score: shape of the parameter, finite on survivors; higher is kept.
+        mask: bool, same shape, True = survivor.
+        n_drop: how many survivors lose their place, at least 0.
+        name: what to call the parameter in an error.
+
+    Returns:
+        bool, same shape: a subset of ``mask`` with ``n_drop`` fewer True.
+
+    Raises:
+        ScopeError: ``n_drop`` exceeds the survivors, shapes differ, or a score is NaN.
+
+    Source:
+        Ours: the published code compares with ``<`` against the k-th smallest value, which drops
+        k - 1 weights, and none at all when all survivors are equal.
+
+    Example:
+        >>> import torch
+        >>> keep(torch.tensor([3.0, 1.0, 1.0, 2.0]), torch.ones(4, dtype=torch.bool), 1).tolist()
+        [True, False, True, True]
+    """
+    flat = _scores(score, mask, name)
+    alive = _flags(mask)
+    num_survivors = int(np.count_nonzero(alive))
+    _check_count(n_drop, num_survivors, name)
+    kept = alive.copy()
+    if n_drop:
+        candidates = flat[alive]
+        if np.isnan(candidates).any():
+            raise ScopeError(f"{name!r} has NaN scores on survivors; the weights have diverged.")
+        candidates.partition(n_drop - 1)
+        threshold = candidates[n_drop - 1]
+        kept &= flat >= threshold
+        _drop_first_ties(kept, flat, threshold, num_survivors - n_drop)
+    return torch.from_numpy(kept.reshape(tuple(mask.shape))).to(mask.device)
+
+
+def keep_globally(
+    score_of: Callable[[str], Tensor],
+    masks: Mapping[str, Tensor],
+    n_drop: int,
+    *,
+    min_survivors: int = 1,
+) -> dict[str, Tensor]:
+    """Drop exactly ``n_drop`` survivors of lowest score over all parameters together.
+
+    Nothing is concatenated: two histograms over the bits of the scores find the threshold, and
+    one parameter's scores are in memory at a time (``score_of`` is called three times a name).
+    Ties go to the parameter first in sorted name order, then to the lower flat index.
+
+    Args:
+        score_of: name -> scores of that parameter, as in :func:`keep`; compared in float32.
+        masks: name -> bool mask.
+        n_drop: how many survivors lose their place in all.
+        min_survivors: each parameter keeps at least so many of its best weights (or all it has).
+
+    Returns:
+        name -> bool mask; together ``n_drop`` fewer True than ``masks``.
+
+    Raises:
+        ScopeError: the floor leaves fewer than ``n_drop`` weights to drop, or a score is NaN.
+    """
+    names = sorted(masks)
+    candidates = {name: _candidates(score_of, masks[name], name, min_survivors) for name in names}
+    _check_count(n_drop, sum(int(c.sum()) for c in candidates.values()), "all parameters together")
+    if n_drop == 0:
+        return {name: masks[name].clone() for name in names}
+
+    def keys(name: str) -> NDArray[np.uint32]:
+        return _sortable(_scores(score_of(name), masks[name], name)[candidates[name]])
+
+    # The n_drop-th smallest key, its high half first, then its low half among equal high halves.
+    high, before = _bucket(((keys(name) >> 16) for name in names), n_drop)
+    low, before_low = _bucket(
+        ((k[(k >> 16) == high] & 0xFFFF) for k in map(keys, names)), n_drop - before
+    )
+    threshold = np.uint32((high << 16) | low)
+    ties_to_drop = n_drop - before - before_low
+    kept = {}
+    for name in names:
+        key = keys(name)
+        drop = key < threshold
+        ties = np.flatnonzero(key == threshold)[:ties_to_drop]
+        drop[ties] = True
+        ties_to_drop -= len(ties)
+        flat = _flags(masks[name]).copy()
+        flat[np.flatnonzero(candidates[name])[drop]] = False
+        kept[name] = torch.from_numpy(flat.reshape(tuple(masks[name].shape)))
+        kept[name] = kept[name].to(masks[name].device)
+    return kept
+
+
+def _candidates(
+    score_of: Callable[[str], Tensor], mask: Tensor, name: str, min_survivors: int
+) -> Flags:
+    """Return the flat survivors that may be dropped: all but the best ``min_survivors``."""
+    score = score_of(name)
+    alive = _flags(mask)
+    if np.isnan(_scores(score, mask, name)[alive]).any():
+        raise ScopeError(f"{name!r} has NaN scores on survivors; the weights have diverged.")
+    num_free = max(int(np.count_nonzero(alive)) - min_survivors, 0)
+    return alive & ~_flags(keep(score, mask, num_free, name=name))
+
+
+def _drop_first_ties(kept: Flags, flat: Scores, threshold: float, target: int) -> None:
+    """Clear the lowest flat indices equal to ``threshold`` until ``target`` flags are left."""
+    surplus = int(np.count_nonzero(kept)) - target
+    if surplus:
+        ties = np.flatnonzero(kept & (flat == threshold))
+        kept[ties[:surplus]] = False
+
+
+def _bucket(parts: object, rank: int) -> tuple[int, int]:
+    """Find the 16-bit bucket that holds the ``rank``-th smallest value, and how many come before."""
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for part in parts:  # type: ignore[attr-defined]
+        counts += np.bincount(part, minlength=1 << 16)
+    cumulative = np.cumsum(counts)
+    bucket = int(np.searchsorted(cumulative, rank))
+    return bucket, int(cumulative[bucket] - counts[bucket])
+
+
+def _sortable(score: Scores) -> NDArray[np.uint32]:
+    """Map float32 to uint32 so that the order of the values is the order of the integers."""
+    bits = (score + np.float32(0.0)).view(np.uint32)  # + 0.0 turns -0.0 into 0.0: they tie
+    flip = np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
+    return bits ^ flip
+
+
+def _scores(score: Tensor, mask: Tensor, name: str) -> Scores:
+    if score.shape != mask.shape:
+        raise ScopeError(
+            f"{name!r}: the scores are {tuple(score.shape)} but the mask is {tuple(mask.shape)}."
+        )
+    dtype = torch.float64 if score.dtype == torch.float64 else torch.float32
+    flat: Scores = score.detach().to("cpu", dtype).contiguous().view(-1).numpy()
+    return flat
+
+
+def _flags(mask: Tensor) -> Flags:
+    flat: Flags = mask.detach().cpu().contiguous().view(-1).numpy()
+    return flat
+
+
+def _check_count(n_drop: int, available: int, name: str) -> None:
+    if not 0 <= n_drop <= available:
+        raise ScopeError(
+            f"cannot drop {n_drop} weights of {name!r}: {available} may be dropped. Use a smaller "
+            "prune_fraction, fewer generations or a lower floor."
+        )

@@ -1,0 +1,356 @@
+"""The file format, version 1 (docs/FORMAT.md): read, write, validate.
+
+Reading is hostile ground: sizes come from the host, never from the file; the digest is checked;
+nothing is executed, and a file is accepted whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hf_connectome.connectome import Connectome, SignedMask
+from hf_connectome.errors import ConfigError, FormatError, HostMismatchError, StorageError, some
+from hf_connectome.hosts import scope_fingerprint
+from hf_connectome.scope import ScopedParameter, parameters_of, resolve
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_connectome.config import ConnectomeConfig
+
+FORMAT = "connectome"
+FORMAT_VERSION = 1
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_MAX_CONFIG_BYTES = 16 << 20
+_PARTS = (".mask", ".sign", ".scale", ".value")
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def write(connectome: Connectome, path: str | os.PathLike[str]) -> None:
+    """Write a connectome into a folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Each file appears whole or not at all; files of other names in the folder stay.
+
+    Raises:
+        ConfigError: the connectome has no config, so a reader could not bind it to a host.
+        StorageError: the file system refused; earlier files are whole.
+    """
+    if connectome.config is None:
+        raise ConfigError(
+            "this connectome has no config, so no reader could bind it to a host. Give it one: "
+            "connectome.replace(config=ConnectomeConfig(...)), or make it by Connectome.from_model."
+        )
+    folder = Path(path)
+    with refused_writes_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / WEIGHTS_FILE, to_bytes(connectome))
+        text = json.dumps(_public_config(connectome.config), indent=2, sort_keys=True) + "\n"
+        write_atomically(folder / CONFIG_FILE, text.encode())
+
+
+def to_bytes(connectome: Connectome) -> bytes:
+    """Return the safetensors file (codec ``plain``); equal connectomes give equal bytes."""
+    tensors: dict[str, tuple[str, np.ndarray[Any, Any]]] = {}
+    for name, entry in connectome.items():
+        tensors[f"{name}.mask"] = ("U8", entry.mask_bits)
+        if entry.sign_bits is not None:
+            tensors[f"{name}.sign"] = ("U8", entry.sign_bits)
+        if entry.scale is not None:
+            tensors[f"{name}.scale"] = ("F16", entry.scale)
+    for name, value in connectome.values_carried.items():
+        array = value.detach().to("cpu", torch.float32).contiguous().numpy()
+        tensors[f"{name}.value"] = ("F32", array)
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "min_reader": "1",
+        "base_fingerprint": scope_fingerprint(connectome),
+        "content_digest": connectome.digest,
+        "num_weights": str(connectome.num_weights),
+        "num_survivors": str(connectome.num_survivors),
+        "density": repr(connectome.density),
+    }
+    return _serialize(tensors, metadata)
+
+
+def _serialize(
+    tensors: Mapping[str, tuple[str, np.ndarray[Any, Any]]], metadata: Mapping[str, str]
+) -> bytes:
+    """Lay out a safetensors file with sorted keys.
+
+    The safetensors library orders the metadata by a hash seeded per process, so its bytes differ
+    from run to run; a golden file and a chunk-deduplicating Hub need them equal.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset, chunks = 0, []
+    # Wider dtypes first keeps every tensor aligned, as the library does.
+    width = {"F32": 0, "F16": 1, "U8": 2}
+    for name, (dtype, array) in sorted(tensors.items(), key=lambda t: (width[t[1][0]], t[0])):
+        chunk = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + len(chunk)],
+        }
+        offset += len(chunk)
+        chunks.append(chunk)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *chunks])
+
+
+def _public_config(config: ConnectomeConfig) -> dict[str, Any]:
+    fields: dict[str, Any] = config.to_dict()
+    fields["inference_mode"] = True
+    return fields
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def read(path: str | os.PathLike[str], *, host: nn.Module | None = None) -> Connectome:
+    """Read a connectome from a folder and check all of it.
+
+    Args:
+        path: folder with the two files of :func:`write`.
+        host: the model that the connectome is for. Without it the architecture that the config
+            records is built on the meta device (no memory, no download).
+
+    Raises:
+        FormatError: a file is missing, damaged, foreign, of a later version or altered.
+        HostMismatchError: the file is sound but belongs to another host.
+        ConfigError: no host was given and the config records none.
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    model = host if host is not None else _recorded_host(config)
+    return from_file(folder / WEIGHTS_FILE, model, config)
+
+
+def read_config(folder: Path) -> ConnectomeConfig:
+    """Read and validate ``adapter_config.json``."""
+    from hf_connectome.config import ConnectomeConfig, ConnectomePeftType
+
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise FormatError(f"{folder} has no {CONFIG_FILE}; it is not a connectome's folder.")
+    if file.stat().st_size > _MAX_CONFIG_BYTES:
+        raise FormatError(f"{file} has {file.stat().st_size} bytes; at most {_MAX_CONFIG_BYTES}.")
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise FormatError(f"{file} is not JSON: {error}.") from error
+    kind = fields.get("peft_type") if isinstance(fields, dict) else None
+    if kind != ConnectomePeftType.CONNECTOME.value:
+        raise FormatError(
+            f"{file} is of the kind {kind!r}, expected 'CONNECTOME'. Load other adapters by PEFT."
+        )
+    known = ConnectomeConfig.__dataclass_fields__
+    # Fields of later releases are safe to ignore; config_version says when they are not.
+    return ConnectomeConfig(**{key: value for key, value in fields.items() if key in known})
+
+
+def from_file(file: Path, host: nn.Module, config: ConnectomeConfig) -> Connectome:
+    """Read a connectome file and check it against its host."""
+    tensors, metadata = _open(file)
+    _check_metadata(metadata, file)
+    available = {n: tuple(p.shape) for n, p in parameters_of(host).items()}
+    scope = resolve(host, "all-matrices")
+    names = {part: {n[: -len(part)] for n in tensors if n.endswith(part)} for part in _PARTS}
+    _check_names(tensors, names, available, file)
+    entries = {}
+    for name in names[".mask"]:
+        scoped = scope.get(name, ScopedParameter(name, available[name], "raw"))
+        entries[name] = _entry(scoped, tensors, file)
+    values = {name: _value(name, available[name], tensors, file) for name in names[".value"]}
+    connectome = Connectome(entries, values=values, config=config)
+    _check_content(connectome, metadata, file)
+    return connectome
+
+
+def _open(file: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise FormatError(f"{file.parent} has no {file.name}; the connectome is incomplete.")
+    try:
+        with safe_open(file, framework="np") as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            metadata = handle.metadata() or {}
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FormatError(
+            f"{file} ({file.stat().st_size} bytes) is not a sound safetensors file: {error}. "
+            "Download it again."
+        ) from error
+    return tensors, metadata
+
+
+def _check_metadata(metadata: Mapping[str, str], file: Path) -> None:
+    found = metadata.get("format")
+    if found != FORMAT:
+        raise FormatError(
+            f"{file} has the format {found!r}, expected {FORMAT!r}: it holds no connectome."
+        )
+    needed = metadata.get("min_reader", "")
+    if not needed.isascii() or not needed.isdigit() or len(needed) > 9:
+        raise FormatError(f"{file}: min_reader is {needed!r}; expected a whole number.")
+    if int(needed) > FORMAT_VERSION:
+        raise FormatError(
+            f"{file} needs a reader of format version {needed}; this release reads "
+            f"{FORMAT_VERSION}. Upgrade: pip install -U hf_connectome."
+        )
+
+
+def _check_names(
+    tensors: Mapping[str, Any],
+    names: Mapping[str, set[str]],
+    available: Mapping[str, Any],
+    file: Path,
+) -> None:
+    foreign = [name for name in tensors if not name.endswith(_PARTS)]
+    if foreign:
+        raise FormatError(
+            f"{file} has the tensor {some(sorted(foreign))}; names end in {', '.join(_PARTS)}."
+        )
+    orphans = (names[".sign"] | names[".scale"]) - names[".mask"]
+    if orphans:
+        raise FormatError(f"{file} has signs or a scale but no mask for {some(sorted(orphans))}.")
+    if not names[".mask"]:
+        raise FormatError(f"{file} has no mask at all.")
+    unknown = sorted((names[".mask"] | names[".value"]) - available.keys())
+    if unknown:
+        raise HostMismatchError(
+            f"{file} wires {some(unknown)}, which the host does not have. Use a host of the "
+            "architecture that the connectome records."
+        )
+
+
+def _entry(scoped: ScopedParameter, tensors: Mapping[str, Any], file: Path) -> SignedMask:
+    name = scoped.name
+    try:
+        return SignedMask(
+            shape=scoped.shape,
+            mask_bits=tensors[f"{name}.mask"],
+            sign_bits=tensors.get(f"{name}.sign"),
+            scale=tensors.get(f"{name}.scale"),
+            orientation=scoped.orientation,
+        )
+    except FormatError as error:
+        raise FormatError(f"{file}: {name!r}: {error}") from error
+
+
+def _value(
+    name: str, shape: tuple[int, ...], tensors: Mapping[str, Any], file: Path
+) -> torch.Tensor:
+    value = tensors[f"{name}.value"]
+    if value.dtype != np.float32 or value.shape != shape or not np.isfinite(value).all():
+        raise FormatError(
+            f"{file}: the value of {name!r} is {value.dtype} {value.shape}; expected finite "
+            f"float32 {shape}."
+        )
+    return torch.from_numpy(value)
+
+
+def _check_content(connectome: Connectome, metadata: Mapping[str, str], file: Path) -> None:
+    fingerprint = scope_fingerprint(connectome)
+    recorded = metadata.get("base_fingerprint")
+    if recorded != fingerprint:
+        raise HostMismatchError(
+            f"{file} belongs to the base {str(recorded)[:12]}…, the host is {fingerprint[:12]}…: "
+            "names and sizes agree, so a matrix is stored in the other orientation. Use a host of "
+            "the architecture that the connectome records."
+        )
+    for key, value in (
+        ("content_digest", connectome.digest),
+        ("num_weights", str(connectome.num_weights)),
+        ("num_survivors", str(connectome.num_survivors)),
+        ("density", repr(connectome.density)),
+    ):
+        if metadata.get(key) != value:
+            raise FormatError(
+                f"{file}: {key} is {metadata.get(key)!r} in the file but {value!r} by its content; "
+                "the file was altered or damaged. Download it again."
+            )
+
+
+def _recorded_host(config: ConnectomeConfig) -> nn.Module:
+    from hf_connectome.hosts import build_host
+
+    return build_host(config, device="meta")
+
+
+# ---- the file system -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def refused_writes_named(target: Path) -> Iterator[None]:
+    """Turn an OSError of a write into a StorageError that names the target and the way out."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        way_out = "Check the folder's permissions."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(_existing(target)).free
+            way_out = f"{free} bytes are free: make room and start the same command again."
+        raise StorageError(
+            f"cannot write {target}: {error.strerror}. What was there before is whole. {way_out}"
+        ) from error
+
+
+def write_atomically(file: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all, also after a kill at any moment."""
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Give a scratch folder that becomes ``folder`` only if the block ends without an error.
+
+    An earlier ``folder`` is replaced then; until then it stays as it is.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+            folder.rename(old / folder.name)
+            scratch.rename(folder)
+            shutil.rmtree(old)
+        else:
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,424 @@
+"""GenerationalTrainer: the outer loop as one ``Trainer.train()`` over all generations.
+
+Pruning is lazy: it happens before the first step of the next generation, so that evaluation and
+checkpoints at a boundary see the trained weights, and a resume from there prunes again, equally.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import TrainOutput
+
+from hf_connectome.callbacks import GenerationProgress, MetricsFile
+from hf_connectome.checkpoints import load_converted, needs_conversion
+from hf_connectome.config import ConnectomeConfig
+from hf_connectome.enforcement import MaskEnforcer, refuse_flat_shards
+from hf_connectome.errors import ConfigError, RunError
+from hf_connectome.evolution import Pruning, dense_connectome, next_generation, reset_host
+from hf_connectome.hosts import describe, full_tensor
+from hf_connectome.runs import (
+    CONNECTOME_FOLDER,
+    STATE_FILE,
+    is_complete,
+    last_checkpoint,
+    step_of,
+)
+from hf_connectome.scope import parameters_of, resolve
+from hf_connectome.storage import (
+    CONFIG_FILE,
+    atomic_folder,
+    read,
+    refused_writes_named,
+    write,
+    write_atomically,
+)
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from torch import Tensor
+    from transformers import PreTrainedModel, TrainerControl, TrainingArguments
+
+    from hf_connectome.arguments import GenerationalArguments
+    from hf_connectome.connectome import Connectome
+
+EARLY_FILE = "early_weights.safetensors"
+
+
+class GenerationalTrainer(Trainer):
+    """Evolves a connectome: trains, prunes, resets, for every generation, in one ``train()``.
+
+    Every generation is saved as ``output_dir/generation-<g>``; a resume from any checkpoint gives
+    bit-identical results.
+
+    Example:
+        ``GenerationalTrainer(model, GenerationalArguments("out"), train_dataset=blocks).train()``
+    """
+
+    args: GenerationalArguments
+    model: PreTrainedModel
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: GenerationalArguments,
+        *,
+        tokenizer_name: str | None = None,
+        tokenizer_digest: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Build a Trainer over a plain model.
+
+        Args:
+            model: the host, freshly initialised; not a PeftModel.
+            args: settings of the outer loop.
+            tokenizer_name: Hub id of the tokenizer, if it has one; recorded.
+            tokenizer_digest: what the token ids mean (data.tokenizer_digest); recorded.
+            **options: what transformers' Trainer takes (train_dataset, eval_dataset, callbacks…).
+
+        Raises:
+            ConfigError: a PeftModel was given.
+            ScopeError: the scope matches nothing, or a parameter would end with no survivor.
+        """
+        if hasattr(model, "peft_config"):
+            raise ConfigError(
+                "the model is a PeftModel, whose checkpoints would hold the adapter only. Give its "
+                "base: model.get_base_model()."
+            )
+        refuse_flat_shards(model)
+        self._scope = resolve(model, args.scope)
+        self._pruning = Pruning(
+            schedule=args.schedule,
+            criterion=args.criterion,
+            selection=args.selection,
+            seed=args.seed,
+            carry_scales=args.carry_scales or args.reset == "tensor_scale",
+            carry_values=args.carry_values,
+        )
+        self._pruning.check(self._scope)
+        config = ConnectomeConfig(
+            target_modules=args.scope,
+            reset=args.reset,
+            magnitude=args.magnitude,
+            seed=args.seed,
+            tokenizer=tokenizer_name,
+            tokenizer_digest=tokenizer_digest,
+        )
+        config = describe(model, config, self._scope)
+        self.connectome: Connectome = dense_connectome(model, self._scope, config)
+        self._enforcer: MaskEnforcer | None = None
+        super().__init__(model, args, **options)
+        self._progress = GenerationProgress(args.steps_per_generation, self._tokens_per_step())
+        self._install_callbacks()
+
+    @property
+    def generation(self) -> int:
+        """The generation being trained: how often survivors were pruned so far."""
+        assert self.connectome.config is not None
+        return self.connectome.config.generation
+
+    @property
+    def output_folder(self) -> Path:
+        """Where checkpoints and generations go."""
+        return Path(self.args.output_dir or ".")
+
+    def generation_folder(self, generation: int) -> Path:
+        """Return the folder of one generation's connectome."""
+        return self.output_folder / f"generation-{generation}"
+
+    # ---- training ----------------------------------------------------------------------------
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, **options: Any
+    ) -> TrainOutput:
+        """Run all generations, or go on with them.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest that was written
+                to its end in ``output_dir``.
+            **options: as in transformers' Trainer.
+
+        Raises:
+            RunError: the checkpoint is incomplete, or there is none.
+        """
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        if checkpoint is not None and step_of(Path(checkpoint)) >= self.args.max_steps:
+            return self._finish_from(Path(checkpoint))
+        output: TrainOutput = super().train(checkpoint, **options)
+        return output
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: Any = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Create the schedule of one generation and restart it at every boundary."""
+        steps = self.args.steps_per_generation
+        fresh = self.lr_scheduler is None
+        scheduler = super().create_scheduler(min(num_training_steps, steps), optimizer)
+        if fresh:
+            if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+                raise ConfigError(
+                    f"a {type(scheduler).__name__} cannot be restarted every generation. Use a "
+                    "schedule that is a function of the step (LambdaLR)."
+                )
+            scheduler.lr_lambdas = [_restarting(f, steps) for f in scheduler.lr_lambdas]
+        return scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the generation and its density beside every record."""
+        record = {**logs, "generation": self.generation, "density": self.connectome.density}
+        super().log(record, start_time)
+
+    def begin(self) -> None:
+        """Bind the masks to the prepared model and its optimizer."""
+        if self._enforcer is not None:
+            self._enforcer.detach()
+        self._progress.density = self.connectome.density
+        self._enforcer = MaskEnforcer(self.model_wrapped, self.connectome).attach(self.optimizer)
+        if self.generation == 0 and self.state.global_step == 0:
+            self._save_generation()
+            self.keep_early_weights(0)
+
+    def advance_to(self, step: int) -> None:
+        """Cross every generation boundary at or before ``step``."""
+        wanted = min(step // self.args.steps_per_generation, self.args.generations)
+        while self.generation < wanted:
+            self._advance()
+
+    def finish(self) -> None:
+        """Remove the hooks."""
+        if self._enforcer is not None:
+            self._enforcer.detach()
+            self._enforcer = None
+
+    def _finish_from(self, checkpoint: Path) -> TrainOutput:
+        """Do what is left of a run whose training is over: the last pruning."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        self._enforcer = MaskEnforcer(self.model_wrapped, self.connectome)
+        self.advance_to(self.state.global_step)
+        self.finish()
+        return TrainOutput(self.state.global_step, float("nan"), {})
+
+    def _advance(self) -> None:
+        """Prune, reset, clear the optimizer's state, save the new generation."""
+        assert self._enforcer is not None
+        config = _successor(self.connectome, self._lineage_row())
+        parent = self.connectome
+        self.connectome = next_generation(self.model_wrapped, parent, self._pruning, config)
+        reset_host(
+            self.model_wrapped,
+            self.connectome,
+            reset=self.args.reset,
+            magnitude=self.args.magnitude,
+            seed=self.args.seed,
+            early=self._early_weights() if self.args.reset == "rewind" else None,
+        )
+        # A new optimizer would lose the hooks and FSDP2's mapping; without its state it is as new.
+        if self.optimizer is not None:
+            self.optimizer.state.clear()
+        self._enforcer.update(self.connectome)
+        self._progress.density = self.connectome.density
+        self._compare_ranks()
+        self._save_generation()
+
+    def _compare_ranks(self) -> None:
+        if self.args.world_size < 2:
+            return
+        digests: list[str | None] = [None] * self.args.world_size
+        torch.distributed.all_gather_object(digests, self.connectome.digest)
+        if len(set(digests)) > 1:
+            raise RunError(
+                f"the ranks disagree on generation {self.generation}: digests {digests}. Their "
+                "weights have drifted apart; check that every rank has the same data and software."
+            )
+
+    def _lineage_row(self) -> dict[str, Any]:
+        """Describe the generation that was just trained."""
+        step = (self.generation + 1) * self.args.steps_per_generation
+        losses = [r for r in self.state.log_history if r.get("step") == step]
+        row: dict[str, Any] = {
+            "generation": self.generation,
+            "density": self.connectome.density,
+            "num_survivors": self.connectome.num_survivors,
+            "digest": self.connectome.digest,
+            "steps": step,
+            "prune_fraction": self.args.prune_fraction,
+            "criterion": self.args.criterion,
+            "selection": self.args.selection,
+            "reset": self.args.reset,
+        }
+        for key in ("loss", "eval_loss"):
+            found = [r[key] for r in losses if key in r]
+            if found:
+                row[key] = found[-1]
+        return row
+
+    # ---- files -------------------------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save an ordinary checkpoint, zeros in place, with the connectome in ``connectome/``."""
+        folder = Path(output_dir or self.output_folder)
+        with refused_writes_named(folder):
+            super().save_model(str(folder), _internal_call)
+        if self.args.should_save:
+            write(self.connectome, folder / CONNECTOME_FOLDER)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
+        checkpoint = Path(resume_from_checkpoint)
+        if needs_conversion(checkpoint, self.model):
+            load_converted(checkpoint, self.model)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved = read(checkpoint / CONNECTOME_FOLDER, host=self.model)
+        self._check_same_run(saved, checkpoint)
+        self.connectome = saved
+
+    def _check_same_run(self, saved: Connectome, checkpoint: Path) -> None:
+        assert saved.config is not None
+        assert self.connectome.config is not None
+        for key in ("base_fingerprint", "target_modules", "reset", "magnitude", "seed"):
+            there, here = getattr(saved.config, key), getattr(self.connectome.config, key)
+            if there != here:
+                raise RunError(
+                    f"{checkpoint} belongs to a run of another configuration: {key} is {there!r} "
+                    f"there, {here!r} here. Use its settings, or another output_dir."
+                )
+        expected = (step_of(checkpoint) - 1) // self.args.steps_per_generation
+        if saved.config.generation != max(expected, 0):
+            raise RunError(
+                f"{checkpoint} is of generation {saved.config.generation}; at "
+                f"{self.args.steps_per_generation} steps_per_generation it would be {expected}. Use "
+                "the settings of that run."
+            )
+
+    def _save_generation(self) -> None:
+        if not self.args.should_save:
+            return
+        folder = self.generation_folder(self.generation)
+        if (folder / CONFIG_FILE).is_file() and read(folder, host=self.model) == self.connectome:
+            return
+        with refused_writes_named(folder), atomic_folder(folder) as scratch:
+            write(self.connectome, scratch)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(str(scratch))
+
+    def keep_early_weights(self, step: int) -> None:
+        """Store the weights in scope if reset=rewind goes back to this step."""
+        if self.args.reset != "rewind" or step != self.args.rewind_steps:
+            return
+        from safetensors.torch import save
+
+        parameters = parameters_of(self.model_wrapped)
+        early = {name: full_tensor(parameters[name]).cpu().contiguous() for name in self.connectome}
+        if self.args.should_save:
+            file = self.output_folder / EARLY_FILE
+            with refused_writes_named(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, save(early))
+
+    def _early_weights(self) -> Any:
+        from safetensors import safe_open
+
+        file = self.output_folder / EARLY_FILE
+        if not file.is_file():
+            raise RunError(f"{file} is missing; reset=rewind needs it. Start the run anew.")
+
+        def load(name: str) -> Tensor:
+            with safe_open(file, framework="pt") as handle:
+                tensor: Tensor = handle.get_tensor(name)
+                return tensor
+
+        return load
+
+    # ---- set-up ------------------------------------------------------------------------------
+
+    def _checkpoint_to_resume(self, wanted: str | bool | PathLike[str] | None) -> str | None:
+        if wanted is None or wanted is False:
+            return None
+        if wanted is True:
+            found = last_checkpoint(self.output_folder)
+            if found is None:
+                raise RunError(
+                    f"{self.output_folder} has no checkpoint that was written to its end. Start "
+                    "without resume_from_checkpoint."
+                )
+            return str(found)
+        if not is_complete(Path(wanted)):
+            raise RunError(f"{wanted} is no complete checkpoint; resume from an earlier one.")
+        return str(wanted)
+
+    def _tokens_per_step(self) -> int | None:
+        try:
+            length = len(self.train_dataset[0]["input_ids"])  # type: ignore[index]
+        except (TypeError, KeyError, IndexError, NotImplementedError):
+            return None
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return int(length * batch * self.args.world_size)
+
+    def _install_callbacks(self) -> None:
+        shown = self.pop_callback(ProgressCallback) is not None
+        self.pop_callback(PrinterCallback)
+        if shown:
+            self.add_callback(self._progress)
+        self.add_callback(MetricsFile())
+        self.add_callback(_Boundaries(self))
+
+
+class _Boundaries(TrainerCallback):
+    """Tells the trainer where in the generations it is."""
+
+    def __init__(self, trainer: GenerationalTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._trainer.begin()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._trainer.advance_to(state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._trainer.keep_early_weights(state.global_step)
+        if state.global_step % self._trainer.args.steps_per_generation == 0:
+            control.should_evaluate = self._trainer.eval_dataset is not None
+            control.should_save = True
+        # The window of a logged mean loss starts where a resume would start it.
+        control.should_log = control.should_log or control.should_save
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        control.should_log = control.should_log or control.should_save
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._trainer.advance_to(state.global_step)
+        self._trainer.finish()
+
+
+def _restarting(schedule: Any, steps: int) -> Any:
+    return lambda step: schedule(step % steps)
+
+
+def _successor(parent: Connectome, row: dict[str, Any]) -> ConnectomeConfig:
+    assert parent.config is not None
+    return replace(
+        parent.config,
+        generation=parent.config.generation + 1,
+        lineage=[*parent.config.lineage, json.loads(json.dumps(row))],
+    )
