@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,16 +81,24 @@ class MetricsFile(TrainerCallback):
                 write_atomically(file, ("\n".join(lines) + "\n").encode())
 
 
-class GenerationProgress(TrainerCallback):
-    """One bar a generation: density, loss, tokens a second, time left for all generations."""
+class StepProgress(TrainerCallback):
+    """One bar a stretch of training: loss, tokens a second, time left for all stretches."""
 
-    def __init__(self, steps_per_generation: int, tokens_per_step: int | None) -> None:
-        """Take what the bar cannot see by itself; ``tokens_per_step`` None shows steps only."""
-        self.steps_per_generation = steps_per_generation
+    def __init__(
+        self, steps_per_bar: int, describe: Callable[[int], str], tokens_per_step: int | None
+    ) -> None:
+        """Take what the bar cannot see by itself.
+
+        Args:
+            steps_per_bar: optimizer steps of one stretch (a generation, an arm).
+            describe: number of the stretch -> text before its bar.
+            tokens_per_step: for the rate; None shows none.
+        """
+        self.steps_per_bar = steps_per_bar
+        self.describe = describe
         self.tokens_per_step = tokens_per_step
-        self.density = 1.0
         self._bar: tqdm[Any] | None = None
-        self._generation = 0
+        self._stretch = 0
         self._losses: dict[str, str] = {}
         self._started = (0.0, 0)
 
@@ -98,24 +107,27 @@ class GenerationProgress(TrainerCallback):
     ) -> None:
         """Start the clock at the step that this process starts from."""
         self._started = (time.monotonic(), state.global_step)
+        self._losses = {}
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
-        """Advance the bar of the current generation."""
-        if not state.is_local_process_zero:
+        """Advance the bar of the current stretch."""
+        if args.disable_tqdm or not state.is_local_process_zero:
             return
-        generation, step = divmod(state.global_step - 1, self.steps_per_generation)
-        if generation != self._generation:
+        stretch, step = divmod(state.global_step - 1, self.steps_per_bar)
+        if stretch != self._stretch:
             self._close()
         if self._bar is None:
-            self._generation = generation
+            self._stretch = stretch
             self._bar = tqdm(
-                total=self.steps_per_generation,
+                total=self.steps_per_bar,
                 initial=step,
-                desc=f"generation {generation}  density {self.density:6.1%}",
+                desc=self.describe(stretch),
                 unit="step",
                 dynamic_ncols=True,
+                mininterval=0.5,
+                bar_format="{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
             )
         self._bar.update(1)
         self._bar.set_postfix(self._postfix(state), refresh=False)
@@ -123,7 +135,7 @@ class GenerationProgress(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
-        """Remember the newest losses."""
+        """Remember the newest losses and show them."""
         for key, short in (("loss", "loss"), ("eval_loss", "held-out")):
             if key in parts.get("logs", {}):
                 self._losses[short] = f"{float(parts['logs'][key]):.3f}"
@@ -133,7 +145,7 @@ class GenerationProgress(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
-        """Close a bar that was interrupted."""
+        """Close the last bar."""
         self._close()
 
     def _postfix(self, state: TrainerState) -> dict[str, str]:
@@ -143,7 +155,7 @@ class GenerationProgress(TrainerCallback):
         if self.tokens_per_step is not None:
             shown["tok/s"] = f"{rate * self.tokens_per_step:,.0f}"
         left = (state.max_steps - state.global_step) / max(rate, 1e-9)
-        shown["all left"] = tqdm.format_interval(int(left))
+        shown["left"] = tqdm.format_interval(int(left))
         return shown
 
     def _close(self) -> None:

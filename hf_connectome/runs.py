@@ -23,6 +23,21 @@ RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"
 CONNECTOME_FOLDER = "connectome"
 
+_HARMLESS = {
+    "cache_dir",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "ddp_backend",
+    "disable_tqdm",
+    "hub_model_id",
+    "local_rank",
+    "output_dir",
+    "push_to_hub",
+    "report_to",
+    "run_name",
+    "save_total_limit",
+}
+
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
     """Record whose folder this is, or check that it is the same run's.
@@ -94,3 +109,8 @@ def step_of(checkpoint: Path) -> int:
     """Return the optimizer step at which a checkpoint was taken, -1 if its name has none."""
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isdigit() else -1
+
+
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the settings that change no result, so that a run may be gone on with otherwise."""
+    return {key: value for key, value in settings.items() if key not in _HARMLESS}

@@ -16,7 +16,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerStat
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
-from hf_connectome.callbacks import GenerationProgress, MetricsFile
+from hf_connectome.callbacks import MetricsFile, StepProgress
 from hf_connectome.checkpoints import load_converted, needs_conversion
 from hf_connectome.config import ConnectomeConfig
 from hf_connectome.enforcement import MaskEnforcer, refuse_flat_shards
@@ -115,7 +115,6 @@ class GenerationalTrainer(Trainer):
         self.connectome: Connectome = dense_connectome(model, self._scope, config)
         self._enforcer: MaskEnforcer | None = None
         super().__init__(model, args, **options)
-        self._progress = GenerationProgress(args.steps_per_generation, self._tokens_per_step())
         self._install_callbacks()
 
     @property
@@ -179,7 +178,6 @@ class GenerationalTrainer(Trainer):
         """Bind the masks to the prepared model and its optimizer."""
         if self._enforcer is not None:
             self._enforcer.detach()
-        self._progress.density = self.connectome.density
         self._enforcer = MaskEnforcer(self.model_wrapped, self.connectome).attach(self.optimizer)
         if self.generation == 0 and self.state.global_step == 0:
             self._save_generation()
@@ -224,7 +222,6 @@ class GenerationalTrainer(Trainer):
         if self.optimizer is not None:
             self.optimizer.state.clear()
         self._enforcer.update(self.connectome)
-        self._progress.density = self.connectome.density
         self._compare_ranks()
         self._save_generation()
 
@@ -364,11 +361,16 @@ class GenerationalTrainer(Trainer):
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return int(length * batch * self.args.world_size)
 
+    def _label(self, generation: int) -> str:
+        return f"generation {generation}  density {self.connectome.density:6.1%}"
+
     def _install_callbacks(self) -> None:
         shown = self.pop_callback(ProgressCallback) is not None
         self.pop_callback(PrinterCallback)
         if shown:
-            self.add_callback(self._progress)
+            self.add_callback(
+                StepProgress(self.args.steps_per_generation, self._label, self._tokens_per_step())
+            )
         self.add_callback(MetricsFile())
         self.add_callback(_Boundaries(self))
 

@@ -1,0 +1,133 @@
+"""A freshly initialised causal language model from a name: its config is looked up, never weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_connectome.errors import ConfigError, UnknownNameError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+_POSITIONS = ("n_positions", "max_position_embeddings", "max_sequence_length")
+
+
+@dataclass
+class ModelArguments:
+    """Which architecture to evolve a connectome for."""
+
+    model: str = field(
+        default="gpt2",
+        metadata={
+            "help": "A model type of transformers with its default sizes (gpt2 is GPT-2 small, "
+            "llama, mixtral…: nothing is downloaded), or a Hub id or folder whose config.json is read."
+        },
+    )
+    model_overrides: str | None = field(
+        default=None,
+        metadata={"help": "Config values to change, as 'n_layer=4,n_embd=128,n_head=4'."},
+    )
+
+
+def fresh_model(
+    arguments: ModelArguments,
+    *,
+    tokenizer: PreTrainedTokenizerFast | None,
+    block_size: int,
+    seed: int,
+) -> PreTrainedModel:
+    """Build a fresh float32 model that fits the tokenizer and the blocks.
+
+    Args:
+        arguments: name and overrides.
+        tokenizer: gives vocabulary size and special tokens; None leaves the config's.
+        block_size: tokens in a block; must fit into the model's positions.
+        seed: of the initialisation; torch's global generator is put back afterwards.
+
+    Raises:
+        UnknownNameError: no such model type, or no such field of its config.
+        ConfigError: a value of the wrong kind, or a block longer than the model's context.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = _config(arguments.model)
+    _override(config, arguments.model_overrides)
+    if tokenizer is not None and not _is_overridden("vocab_size", arguments.model_overrides):
+        config.vocab_size = len(tokenizer)
+        for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if hasattr(config, token):
+                setattr(config, token, getattr(tokenizer, token))
+    _check_context(config, block_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model
+
+
+def _config(name: str) -> PreTrainedConfig:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if name in CONFIG_MAPPING and not Path(name).is_dir():
+        return CONFIG_MAPPING[name]()
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        kinds = did_you_mean(name, CONFIG_MAPPING).partition("Available")[0]
+        raise UnknownNameError(
+            f"{name!r} is neither a model type of transformers nor a folder or Hub repository with "
+            f"a config.json that can be read. {kinds}({error})"
+        ) from error
+    return config
+
+
+def _pairs(overrides: str | None) -> dict[str, str]:
+    pairs = {}
+    for part in filter(None, (overrides or "").replace(" ", "").split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key or not value:
+            raise ConfigError(f"model_overrides has {part!r}; expected key=value, as n_layer=4.")
+        pairs[key] = value
+    return pairs
+
+
+def _is_overridden(key: str, overrides: str | None) -> bool:
+    return key in _pairs(overrides)
+
+
+def _override(config: PreTrainedConfig, overrides: str | None) -> None:
+    import yaml
+
+    for key, text in _pairs(overrides).items():
+        if not hasattr(config, key):
+            known = list(config.to_dict())
+            raise UnknownNameError(
+                f"a {config.model_type} config has no {key!r}. {did_you_mean(key, known)}"
+            )
+        value: Any = yaml.safe_load(text)
+        old = getattr(config, key)
+        if isinstance(value, str) and isinstance(old, float):
+            value = _number(key, value)  # YAML reads 6e-4 as a string
+        if isinstance(old, (int, float)) and not isinstance(value, (int, float)):
+            raise ConfigError(f"model_overrides: {key} is {text!r}; expected a number like {old}.")
+        setattr(config, key, value)
+
+
+def _number(key: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"model_overrides: {key} is {text!r}; expected a number.") from None
+
+
+def _check_context(config: PreTrainedConfig, block_size: int) -> None:
+    for key in _POSITIONS:
+        positions = getattr(config, key, None)
+        if isinstance(positions, int) and positions < block_size:
+            raise ConfigError(
+                f"blocks of {block_size} tokens do not fit a model with {key}={positions}. Lower "
+                f"block_size, or set model_overrides {key}={block_size}."
+            )

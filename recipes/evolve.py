@@ -1,0 +1,121 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_connectome[report]"]
+# ///
+"""Evolve a connectome: train, prune, reset, for every generation.
+
+Runs anywhere, on the built-in corpus:
+
+    accelerate launch recipes/evolve.py --config cpu
+
+and at the paper's scale:
+
+    accelerate launch recipes/evolve.py --config paper_gpt2 --dataset HuggingFaceFW/fineweb
+
+The same command again goes on where it stopped. What it writes into --output_dir: one loadable
+connectome a generation (generation-0 … generation-6), checkpoints, metrics.jsonl and curves.png.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers.utils import logging as transformers_logging
+
+from hf_connectome.analysis.figures import evolution_curves
+from hf_connectome.arguments import GenerationalArguments
+from hf_connectome.data import DataArguments, collate, load_corpus, tokenizer_digest
+from hf_connectome.errors import ConfigError
+from hf_connectome.fresh import ModelArguments, fresh_model
+from hf_connectome.parsing import explicit_settings, friendly_errors, parse
+from hf_connectome.runs import claim, deciding, last_checkpoint, step_of
+from hf_connectome.trainer import GenerationalTrainer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hf_connectome.data import Corpus
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def build_trainer(
+    model_arguments: ModelArguments, data: DataArguments, training: GenerationalArguments
+) -> tuple[GenerationalTrainer, Corpus]:
+    """Load the corpus, build the fresh model, and put both under a trainer."""
+    with training.main_process_first(desc="tokenising"):
+        corpus = load_corpus(data)
+    model = fresh_model(
+        model_arguments, tokenizer=corpus.tokenizer, block_size=data.block_size, seed=training.seed
+    )
+    trainer = GenerationalTrainer(
+        model,
+        training,
+        tokenizer_name=None if data.tokenizer.startswith("bpe:") else data.tokenizer,
+        tokenizer_digest=tokenizer_digest(corpus.tokenizer) if corpus.tokenizer else None,
+        train_dataset=corpus.train,
+        eval_dataset=corpus.evaluation,
+        data_collator=collate,
+        processing_class=corpus.tokenizer,
+    )
+    return trainer, corpus
+
+
+def lineage_table(trainer: GenerationalTrainer) -> str:
+    """Return the generations as lines of text."""
+    lines = ["generation   density    survivors   held-out loss"]
+    for row in trainer.connectome.lineage:
+        loss = f"{row['eval_loss']:.3f}" if "eval_loss" in row else "not measured"
+        lines.append(
+            f"{row['generation']:>10}   {row['density']:>7.1%} {row['num_survivors']:>12,}   {loss:>13}"
+        )
+    last = trainer.connectome
+    lines.append(
+        f"{trainer.generation:>10}   {last.density:>7.1%} {last.num_survivors:>12,}   "
+        f"{'to inherit':>13}"
+    )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the outer loop from the command line."""
+    with friendly_errors("evolve.py"):
+        model_arguments, data, training = parse(
+            (ModelArguments, DataArguments, GenerationalArguments),
+            argv,
+            prog="evolve.py",
+            description=__doc__ or "",
+            config_dir=CONFIGS,
+        )
+        if training.output_dir in (None, "trainer_output"):
+            training.output_dir = f"runs/{Path(data.dataset).name}-{Path(model_arguments.model).name}"
+        folder = Path(training.output_dir)
+        transformers_logging.disable_progress_bar()
+        claim(folder, deciding(explicit_settings((model_arguments, data, training))))
+        trainer, corpus = build_trainer(model_arguments, data, training)
+        speaks = trainer.is_world_process_zero()
+        checkpoint = last_checkpoint(folder)
+        if speaks:
+            print(corpus.describe())
+            print(f"model: {trainer.model.num_parameters():,} parameters, {trainer.connectome}")
+            if checkpoint is not None:
+                print(f"going on from step {step_of(checkpoint)} of {training.max_steps} ({checkpoint})")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        if speaks:
+            print(lineage_table(trainer))
+            draw(trainer, folder)
+            print(f"saved generation-0 … generation-{trainer.generation} in {folder}")
+            print(f"next: accelerate launch recipes/inherit.py --connectome {folder}")
+
+
+def draw(trainer: GenerationalTrainer, folder: Path) -> None:
+    """Draw curves.png, or say how to get it."""
+    try:
+        evolution_curves(trainer.state.log_history, folder / "curves.png")
+    except ConfigError as error:
+        print(f"no curves.png: {error}")
+
+
+if __name__ == "__main__":
+    main()
