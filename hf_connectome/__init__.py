@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Connectome": "connectome",
-    "ConnectomeConfig": "config",
+    "ConnectomeConfig": "adapter",  # not "config": importing adapter registers the method with PEFT
     "ConnectomeError": "errors",
     "ConnectomeModel": "modeling",
     "ConnectomeTuner": "adapter",

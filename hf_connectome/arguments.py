@@ -27,7 +27,9 @@ class GenerationalArguments(TrainingArguments):
     )
     prune_fraction: float = field(
         default=0.2,
-        metadata={"help": "Part of the current survivors dropped in one generation. The paper: 0.2."},
+        metadata={
+            "help": "Part of the current survivors dropped in one generation. The paper: 0.2."
+        },
     )
     scope: str = field(
         default="all-matrices",
@@ -37,11 +39,14 @@ class GenerationalArguments(TrainingArguments):
         },
     )
     criterion: str = field(
-        default="magnitude", metadata={"help": "What makes a weight worth keeping: magnitude, random."}
+        default="magnitude",
+        metadata={"help": "What makes a weight worth keeping: magnitude, random."},
     )
     selection: str = field(
         default="per-tensor",
-        metadata={"help": "Rank weights within each parameter (per-tensor, the paper's) or global."},
+        metadata={
+            "help": "Rank weights within each parameter (per-tensor, the paper's) or global."
+        },
     )
     reset: str = field(
         default="sign_constant",
@@ -54,11 +59,14 @@ class GenerationalArguments(TrainingArguments):
         default=0.02, metadata={"help": "The constant of sign_constant. The paper: 0.02."}
     )
     rewind_steps: int = field(
-        default=0, metadata={"help": "Step of generation 0 whose weights reset=rewind goes back to."}
+        default=0,
+        metadata={"help": "Step of generation 0 whose weights reset=rewind goes back to."},
     )
     carry_scales: bool = field(
         default=True,
-        metadata={"help": "Store one scale a parameter (mean |w| of the survivors) in each connectome."},
+        metadata={
+            "help": "Store one scale a parameter (mean |w| of the survivors) in each connectome."
+        },
     )
     carry_values: bool = field(
         default=False, metadata={"help": "Store norms and biases whole in each connectome."}
@@ -90,7 +98,8 @@ class GenerationalArguments(TrainingArguments):
             )
         self._refuse_incompatible()
         super().__post_init__()
-        if self.fsdp and int(dict(self.fsdp_config or {}).get("version", 2)) == 1:
+        fsdp = self.fsdp_config if isinstance(self.fsdp_config, dict) else {}
+        if self.fsdp and int(fsdp.get("version", 2)) == 1:
             raise UnsupportedError(
                 "fsdp_config asks for FSDP version 1, which flattens the weights so that masks "
                 "cannot be enforced. Use version 2."
@@ -105,7 +114,7 @@ class GenerationalArguments(TrainingArguments):
         if self.load_best_model_at_end:
             raise ConfigError(
                 "load_best_model_at_end would put weights of one generation under the mask of "
-                "another. Leave it out: every generation's checkpoint is kept as save_total_limit says."
+                "another. Leave it out; save_total_limit says how many checkpoints stay."
             )
         if self.auto_find_batch_size:
             raise ConfigError(

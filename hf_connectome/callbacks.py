@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hf_connectome.connectome import Connectome
 
 METRICS_FILE = "metrics.jsonl"
+_BAR = "{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class MaskCallback(TrainerCallback):
@@ -127,7 +128,7 @@ class StepProgress(TrainerCallback):
                 unit="step",
                 dynamic_ncols=True,
                 mininterval=0.5,
-                bar_format="{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+                bar_format=_BAR,
             )
         self._bar.update(1)
         self._bar.set_postfix(self._postfix(state), refresh=False)
@@ -162,3 +163,66 @@ class StepProgress(TrainerCallback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class Generations(Protocol):
+    """What a trainer of generations offers to :class:`GenerationBoundaries`."""
+
+    args: Any
+    eval_dataset: Any
+
+    def begin(self) -> None:
+        """Bind masks to the prepared model and optimizer."""
+
+    def advance_to(self, step: int) -> None:
+        """Cross every boundary at or before ``step``."""
+
+    def keep_early_weights(self, step: int) -> None:
+        """Store the weights if this is the step to go back to."""
+
+    def finish(self) -> None:
+        """Remove the hooks."""
+
+
+class GenerationBoundaries(TrainerCallback):
+    """Tells a trainer of generations where it is; has boundaries evaluated, logged and saved."""
+
+    def __init__(self, trainer: Generations) -> None:
+        """Hold the trainer."""
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Bind the masks."""
+        self._trainer.begin()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Prune lazily, so that what was saved at the boundary are the trained weights."""
+        self._trainer.advance_to(state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Ask for evaluation and a checkpoint at a boundary."""
+        self._trainer.keep_early_weights(state.global_step)
+        if state.global_step % self._trainer.args.steps_per_generation == 0:
+            control.should_evaluate = self._trainer.eval_dataset is not None
+            control.should_save = True
+        # The window of a logged mean loss starts where a resume would start it.
+        control.should_log = control.should_log or control.should_save
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Log wherever a checkpoint is taken; see ``on_step_end``."""
+        control.should_log = control.should_log or control.should_save
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Prune for the last time."""
+        self._trainer.advance_to(state.global_step)
+        self._trainer.finish()

@@ -7,12 +7,13 @@ without fusing them again: experts and router would silently stay as initialised
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel
 
 _SINGLE = "model.safetensors"
@@ -30,7 +31,7 @@ def needs_conversion(checkpoint: Path, model: Any) -> bool:
 
 @torch.no_grad()
 def load_converted(checkpoint: Path, model: PreTrainedModel) -> None:
-    """Load the checkpoint through ``from_pretrained``, which knows the conversion, into ``model``."""
+    """Load the checkpoint into ``model`` through ``from_pretrained``, which can convert it."""
     loaded = type(model).from_pretrained(checkpoint, dtype=model.dtype)
     model.load_state_dict(loaded.state_dict())
 

@@ -85,7 +85,7 @@ class ConnectomeConfig(PeftConfig):
         """Validate types and ranges: the file may come from a stranger."""
         super().__post_init__()
         # PEFT types the field by its closed enum; see ConnectomePeftType.
-        self.peft_type = ConnectomePeftType.CONNECTOME  # type: ignore[assignment]
+        self.peft_type = ConnectomePeftType.CONNECTOME
         if isinstance(self.target_modules, (set, tuple)):
             self.target_modules = sorted(self.target_modules)
         self._check_types()

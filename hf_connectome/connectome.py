@@ -57,7 +57,7 @@ class SignedMask:
     mask_bits: Bits
     """``(R, ceil(C / 8))`` uint8, pad bits 0."""
     sign_bits: Bits | None = None
-    """``(ceil(survivors / 8),)`` uint8, 1 = negative, survivors in row-major order; None: mask only."""
+    """``(ceil(survivors / 8),)`` uint8, 1 = negative, row-major order; None: mask only."""
     scale: NDArray[np.float16] | None = None
     """``(1,)`` or ``(R,)`` float16: one magnitude a tensor or a row, in units of the weights."""
     orientation: str = "raw"
@@ -84,8 +84,8 @@ class SignedMask:
         expected = -(-self.num_survivors // 8)
         if bits.dtype != np.uint8 or bits.shape != (expected,):
             raise FormatError(
-                f"the signs are {bits.dtype} {bits.shape}; {self.num_survivors} survivors need uint8 "
-                f"({expected},)."
+                f"the signs are {bits.dtype} {bits.shape}; {self.num_survivors} survivors need "
+                f"uint8 ({expected},)."
             )
         if self.num_survivors % 8 and bits[-1] >> (self.num_survivors % 8):
             raise FormatError("the signs have pad bits that are not 0; the file was altered.")
@@ -93,7 +93,8 @@ class SignedMask:
     def _check_scale(self, scale: NDArray[np.float16]) -> None:
         if scale.dtype != np.float16 or scale.shape not in ((1,), (self.rows,)):
             raise FormatError(
-                f"the scale is {scale.dtype} {scale.shape}; expected float16 (1,) or ({self.rows},)."
+                f"the scale is {scale.dtype} {scale.shape}; expected float16 (1,) or "
+                f"({self.rows},)."
             )
         if not np.all(np.isfinite(scale)) or np.any(scale < 0):
             raise FormatError("the scale has negative or non-finite values.")
@@ -158,6 +159,13 @@ class SignedMask:
     def density(self) -> float:
         """Survivors over weights, in [0, 1]."""
         return self.num_survivors / self.num_weights
+
+    @property
+    def negative_fraction(self) -> float:
+        """Survivors of negative sign over survivors; 0 without signs or survivors."""
+        if self.sign_bits is None or not self.num_survivors:
+            return 0.0
+        return _num_ones(self.sign_bits) / self.num_survivors
 
     def _dense_mask(self) -> NDArray[np.bool_]:
         bits = np.unpackbits(self.mask_bits, axis=1, count=self.columns, bitorder="little")
@@ -378,7 +386,7 @@ class Connectome(Mapping[str, SignedMask]):
             chance_shared += expected
             if mine.sign_bits is not None and theirs.sign_bits is not None:
                 agree += int((mine.sign()[both] == theirs.sign()[both]).sum())
-                p, q = (_num_ones(e.sign_bits) / max(e.num_survivors, 1) for e in (mine, theirs))
+                p, q = mine.negative_fraction, theirs.negative_fraction
                 chance_agree += num_both * (p * q + (1 - p) * (1 - q))
         signs = self.has_signs and other.has_signs and shared > 0
         total = self.num_survivors + other.num_survivors
@@ -401,7 +409,7 @@ class Connectome(Mapping[str, SignedMask]):
                 if conflicts:
                     raise ConfigError(
                         f"{name!r}: {conflicts} shared weights have opposite signs; expected equal "
-                        "signs. Drop the conflicts first: (a - b) | (b - a), or pick one with a - b."
+                        "signs. Leave the shared weights out, (a - b) | (b - a), or keep one."
                     )
                 sign = torch.where(mine != 0, mine, theirs)
             entries[name] = SignedMask.pack(mask, sign, orientation=entry.orientation)
@@ -414,7 +422,8 @@ class Connectome(Mapping[str, SignedMask]):
         for name, entry in self.items():
             if entry.shape != other[name].shape:
                 raise HostMismatchError(
-                    f"{name!r} is {entry.shape} in one connectome, {other[name].shape} in the other."
+                    f"{name!r} is {entry.shape} in one connectome, {other[name].shape} in the "
+                    "other."
                 )
 
     # The four entry points below only lead to the modules that do the work.
@@ -433,7 +442,9 @@ class Connectome(Mapping[str, SignedMask]):
         write(self, path)
 
     @classmethod
-    def from_model(cls, model: torch.nn.Module, config: ConnectomeConfig | None = None) -> Connectome:
+    def from_model(
+        cls, model: torch.nn.Module, config: ConnectomeConfig | None = None
+    ) -> Connectome:
         """Read the wiring of a model; see :func:`hf_connectome.hosts.extract`."""
         from hf_connectome.hosts import extract
 

@@ -1,8 +1,8 @@
 """Dead weights stay exactly 0 under any optimizer, in place on an untouched model.
 
 Gradients are masked as they are accumulated, so before any clipping; weights are projected after
-every optimizer step, so weight decay, momentum and orthogonalisation leave nothing behind. State-dict
-keys, the compiled graph and activation memory are those of the dense model.
+every optimizer step, so weight decay, momentum and orthogonalisation leave nothing behind.
+State-dict keys, the compiled graph and activation memory are those of the dense model.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class MaskEnforcer:
             held = _held_by(optimizer)
             if not any(id(b.parameter) in held for b in self._bound):
                 raise ConfigError(
-                    f"the {type(optimizer).__name__} holds none of the {self.num_bound} parameters in "
-                    f"scope ({some(self.connectome)}). Make it from this model's parameters, after "
+                    f"the {type(optimizer).__name__} holds none of the {self.num_bound} parameters "
+                    f"in scope ({some(self.connectome)}). Make it from this model's parameters, after "
                     "the model was sharded or moved."
                 )
             hook = optimizer.register_step_post_hook(self._after_step)
@@ -198,8 +198,8 @@ def refuse_flat_shards(model: nn.Module) -> None:
 def _refuse_deepspeed() -> None:
     raise UnsupportedError(
         "the model is under DeepSpeed ZeRO, whose optimizer steps on flat partitions (and under "
-        "ZeRO-3 leaves the parameters empty), so masks would silently do nothing. Use DDP, or FSDP2 "
-        "for sharding."
+        "ZeRO-3 leaves the parameters empty), so masks would silently do nothing. Use DDP, or "
+        "FSDP2 for sharding."
     )
 
 

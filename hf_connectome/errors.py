@@ -1,4 +1,4 @@
-"""The errors a user can meet, one class a cause. Not for broken invariants of our own: those assert."""
+"""The errors a user can meet, one class a cause. Broken invariants of our own assert instead."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class UnknownNameError(ConnectomeError, ValueError):
 
 
 class ScopeError(ConnectomeError, ValueError):
-    """A scope or a count that the model cannot satisfy; a ValueError because an argument is at fault."""
+    """A scope or a count that the model cannot satisfy."""
 
 
 class HostMismatchError(ConnectomeError, ValueError):
-    """A connectome put on a host it was not made for: other shapes, names, orientation or tokenizer."""
+    """A connectome on a host it was not made for: other shapes, names, orientation, tokenizer."""
 
 
 class FormatError(ConnectomeError, ValueError):
@@ -39,7 +39,7 @@ class RunError(ConnectomeError, RuntimeError):
 
 
 class StorageError(ConnectomeError, OSError):
-    """The file system refused a write (disk full, no permission); what stood there before is whole."""
+    """The file system refused a write (disk full, no permission); what was there is whole."""
 
 
 class UnsupportedError(ConnectomeError, RuntimeError):

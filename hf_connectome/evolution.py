@@ -168,8 +168,6 @@ def fresh_twin(model: nn.Module, seed: int) -> nn.Module:
     return twin
 
 
-
-
 def _select(
     connectome: Connectome, score_of: Callable[[str], Tensor], pruning: Pruning
 ) -> Callable[[str], Tensor]:

@@ -1,4 +1,4 @@
-"""A freshly initialised causal language model from a name: its config is looked up, never weights."""
+"""A freshly initialised causal language model from a name; only its config is ever looked up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ModelArguments:
         default="gpt2",
         metadata={
             "help": "A model type of transformers with its default sizes (gpt2 is GPT-2 small, "
-            "llama, mixtral…: nothing is downloaded), or a Hub id or folder whose config.json is read."
+            "llama, mixtral…: nothing is downloaded), or a Hub id or folder with a config.json."
         },
     )
     model_overrides: str | None = field(

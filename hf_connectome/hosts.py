@@ -1,4 +1,4 @@
-"""A connectome and a model's parameters: check that they fit, write one into the other, read it out.
+"""A connectome and a model's parameters: check that they fit, write them in, read them out.
 
 Parameters may be plain tensors or FSDP2 shards. Nothing is changed before everything was checked.
 """
@@ -38,7 +38,7 @@ def full_tensor(parameter: Tensor) -> Tensor:
 
 
 def like(value: Tensor, parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Place a full CPU tensor as ``parameter`` is placed: device, shard and (unless given) dtype."""
+    """Place a full CPU tensor as ``parameter`` is: its device, its shard and, unless given, dtype."""
     value = value.to(device=parameter.device, dtype=parameter.dtype if dtype is None else dtype)
     mesh = getattr(parameter, "device_mesh", None)
     if mesh is None:
@@ -188,7 +188,7 @@ def extract(model: nn.Module, config: ConnectomeConfig | None = None) -> Connect
 def describe(
     model: nn.Module, config: ConnectomeConfig, scope: Mapping[str, ScopedParameter]
 ) -> ConnectomeConfig:
-    """Return ``config`` with what a fresh host of the same kind needs: architecture and fingerprint."""
+    """Return ``config`` with what a fresh host needs: architecture, sizes and fingerprint."""
     model = unwrap(model)
     base_config = getattr(model, "config", None)
     facts: dict[str, Any] = {
@@ -238,7 +238,9 @@ def _shape_message(
             f"{both} The vocabularies differ: use the tokenizer in the connectome's folder and a "
             f"host with {entry.shape[0]} rows."
         )
-    return f"{both} Use a host of the recorded architecture ({_architecture(connectome)}) and sizes."
+    return (
+        f"{both} Use a host of the recorded architecture ({_architecture(connectome)}) and sizes."
+    )
 
 
 def build_host(
@@ -262,7 +264,8 @@ def build_host(
     if config.architecture is None or config.base_config is None:
         raise ConfigError(
             "the connectome records no architecture, so no host can be built for it. Give one: "
-            "ConnectomeModel.from_pretrained(model, path) or Connectome.from_pretrained(path, host=model)."
+            "ConnectomeModel.from_pretrained(model, path), or "
+            "Connectome.from_pretrained(path, host=model)."
         )
     model_class, base_config = _recorded_class(config)
     with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.device(device):
@@ -288,11 +291,11 @@ def _recorded_class(config: ConnectomeConfig) -> tuple[Any, Any]:
     fields = dict(config.base_config)
     try:
         base_config = transformers.AutoConfig.for_model(fields.pop("model_type", None), **fields)
-    except Exception as error:  # noqa: BLE001 - validators of any architecture may raise anything
+    except Exception as error:  # any architecture's validators may raise anything
         raise ConfigError(
             f"the recorded config of {config.architecture} is refused by transformers: {error}"
         ) from error
-    if not isinstance(base_config, found.config_class):
+    if type(base_config) is not found.config_class:
         raise ConfigError(
             f"{config.architecture!r} does not take a {type(base_config).__name__}; the config was "
             "altered."

@@ -35,7 +35,7 @@ ARMS: dict[str, Callable[[Connectome, int], Connectome | None]] = {
     "random": random_twin,
     "dense": lambda *_: None,
 }
-"""Name -> what the host of that arm is put under, given the connectome and the seed; None: nothing."""
+"""Name -> what a host of that arm is put under, given connectome and seed; None: nothing."""
 
 
 @dataclass
@@ -43,7 +43,9 @@ class InheritanceArguments:
     """What a fresh model inherits, and what it is compared with."""
 
     connectome: str = field(
-        metadata={"help": "Folder of a connectome, or of an evolve run (its last generation is used)."}
+        metadata={
+            "help": "Folder of a connectome, or of an evolve run (its last generation is used)."
+        }
     )
     arms: list[str] = field(
         default_factory=lambda: ["connectome", "random", "dense"],
@@ -78,9 +80,7 @@ def find_connectome(path: str | Path) -> Path:
     folder = Path(path)
     if (folder / CONFIG_FILE).is_file():
         return folder
-    generations = [
-        f for f in folder.glob("generation-*") if f.name.rpartition("-")[2].isdigit()
-    ]
+    generations = [f for f in folder.glob("generation-*") if f.name.rpartition("-")[2].isdigit()]
     if generations:
         return max(generations, key=lambda f: int(f.name.rpartition("-")[2]))
     raise RunError(
@@ -132,10 +132,10 @@ def train_arm(
         wire(host, wiring, reset=reset)
         callbacks.append(MaskCallback(wiring))
     trainer = Trainer(
-        host,  # type: ignore[arg-type]
+        host,
         _arm_arguments(training, seed, arguments.steps),
-        train_dataset=corpus.train,  # type: ignore[arg-type]
-        eval_dataset=corpus.evaluation,  # type: ignore[arg-type]
+        train_dataset=corpus.train,
+        eval_dataset=corpus.evaluation,
         data_collator=_collator(),
         callbacks=callbacks,
     )
@@ -144,7 +144,8 @@ def train_arm(
     began = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - began
-    measured = {r["step"]: r["eval_loss"] for r in trainer.state.log_history if "eval_loss" in r}
+    history = trainer.state.log_history
+    measured = {int(r["step"]): r["eval_loss"] for r in history if "eval_loss" in r}
     return ArmResult(
         arm=arm,
         seed=seed,

@@ -49,7 +49,7 @@ class Reset(ABC):
 
     @abstractmethod
     def values(self, entry: SignedMask, context: ResetContext) -> Tensor:
-        """Return float32 values of the parameter's shape; what stands on dead weights is ignored."""
+        """Return float32 values of the parameter's shape; those of dead weights are ignored."""
 
     def check(self, entry: SignedMask, context: ResetContext) -> None:
         """Refuse an entry that lacks what the policy needs, before any weight is touched.
@@ -59,7 +59,8 @@ class Reset(ABC):
         """
         if self.needs_sign and entry.sign_bits is None:
             raise ConfigError(
-                f"{context.name!r} has a mask but no signs; this reset needs signs. Use reset='keep'."
+                f"{context.name!r} has a mask but no signs, which this reset needs. Use "
+                "reset='keep'."
             )
 
     def apply(self, entry: SignedMask, context: ResetContext) -> Tensor:
@@ -91,7 +92,8 @@ class _FreshStd(Reset):
     @staticmethod
     def std(context: ResetContext) -> Tensor:
         """Return the standard deviation of the fresh parameter, a scalar."""
-        return context.fresh().float().std(correction=0)
+        std: Tensor = context.fresh().float().std(correction=0)
+        return std
 
 
 @resets.register("sign_constant")

@@ -6,8 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_connectome.errors import RunError
 from hf_connectome.storage import (
@@ -16,6 +15,9 @@ from hf_connectome.storage import (
     refused_writes_named,
     write_atomically,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end, and remove unfinished ones after it.
+    """Return the newest checkpoint that was written to its end; remove unfinished later ones.
 
     transformers writes a checkpoint file by file; what a kill leaves half-written must not be
     resumed from.

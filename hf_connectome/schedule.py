@@ -37,7 +37,7 @@ class GeometricSchedule:
         return round(self.prune_fraction * num_survivors)
 
     def survivors_after(self, num_weights: int, generation: int) -> int:
-        """Return the exact survivors of a tensor of ``num_weights`` after ``generation`` prunings."""
+        """Return the exact survivors of ``num_weights`` weights after ``generation`` prunings."""
         survivors = num_weights
         for _ in range(generation):
             survivors -= self.n_drop(survivors)

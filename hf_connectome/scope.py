@@ -55,8 +55,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
+        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
+            model = compiled
         else:
             return model
 
@@ -154,7 +154,7 @@ def _embedding_names(model: nn.Module, parameters: Mapping[str, Tensor]) -> set[
     }
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is not None:
-        held |= {id(p) for p in head.parameters(False)}
+        held |= {id(p) for p in head.parameters()}  # a PEFT wrapper holds them one level down
     return {name for name, p in parameters.items() if id(p) in held}
 
 

@@ -141,7 +141,7 @@ def _drop_first_ties(kept: Flags, flat: Scores, threshold: float, target: int) -
 
 
 def _bucket(parts: object, rank: int) -> tuple[int, int]:
-    """Find the 16-bit bucket that holds the ``rank``-th smallest value, and how many come before."""
+    """Find the 16-bit bucket of the ``rank``-th smallest value, and how many come before it."""
     counts = np.zeros(1 << 16, dtype=np.int64)
     for part in parts:  # type: ignore[attr-defined]
         counts += np.bincount(part, minlength=1 << 16)

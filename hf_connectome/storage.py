@@ -35,6 +35,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 16 << 20
 _PARTS = (".mask", ".sign", ".scale", ".value")
+_TAGS = {"uint8": "U8", "float16": "F16", "float32": "F32"}
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -58,22 +59,30 @@ def write(connectome: Connectome, path: str | os.PathLike[str]) -> None:
     with refused_writes_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / WEIGHTS_FILE, to_bytes(connectome))
-        text = json.dumps(_public_config(connectome.config), indent=2, sort_keys=True) + "\n"
+        text = (
+            json.dumps(_public_config(connectome, connectome.config), indent=2, sort_keys=True)
+            + "\n"
+        )
         write_atomically(folder / CONFIG_FILE, text.encode())
+
+
+def to_arrays(connectome: Connectome) -> dict[str, np.ndarray[Any, Any]]:
+    """Return what the file holds, by the names that it has there; a reader's inverse of it."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    for name, entry in connectome.items():
+        arrays[f"{name}.mask"] = entry.mask_bits
+        if entry.sign_bits is not None:
+            arrays[f"{name}.sign"] = entry.sign_bits
+        if entry.scale is not None:
+            arrays[f"{name}.scale"] = entry.scale
+    for name, value in connectome.values_carried.items():
+        arrays[f"{name}.value"] = value.detach().to("cpu", torch.float32).contiguous().numpy()
+    return arrays
 
 
 def to_bytes(connectome: Connectome) -> bytes:
     """Return the safetensors file (codec ``plain``); equal connectomes give equal bytes."""
-    tensors: dict[str, tuple[str, np.ndarray[Any, Any]]] = {}
-    for name, entry in connectome.items():
-        tensors[f"{name}.mask"] = ("U8", entry.mask_bits)
-        if entry.sign_bits is not None:
-            tensors[f"{name}.sign"] = ("U8", entry.sign_bits)
-        if entry.scale is not None:
-            tensors[f"{name}.scale"] = ("F16", entry.scale)
-    for name, value in connectome.values_carried.items():
-        array = value.detach().to("cpu", torch.float32).contiguous().numpy()
-        tensors[f"{name}.value"] = ("F32", array)
+    tensors = {n: (_TAGS[a.dtype.name], a) for n, a in to_arrays(connectome).items()}
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -113,10 +122,10 @@ def _serialize(
     return b"".join([len(text).to_bytes(8, "little"), text, *chunks])
 
 
-def _public_config(config: ConnectomeConfig) -> dict[str, Any]:
-    fields: dict[str, Any] = config.to_dict()
-    fields["inference_mode"] = True
-    return fields
+def _public_config(connectome: Connectome, config: ConnectomeConfig) -> dict[str, Any]:
+    # The fingerprint of what is written: a part of a connectome keeps the config of the whole.
+    fingerprint = scope_fingerprint(connectome)
+    return config.to_dict() | {"inference_mode": True, "base_fingerprint": fingerprint}
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -168,6 +177,22 @@ def from_file(file: Path, host: nn.Module, config: ConnectomeConfig) -> Connecto
     """Read a connectome file and check it against its host."""
     tensors, metadata = _open(file)
     _check_metadata(metadata, file)
+    connectome = from_arrays(tensors, host, config, file=file)
+    _check_content(connectome, metadata, file)
+    return connectome
+
+
+def from_arrays(
+    tensors: Mapping[str, np.ndarray[Any, Any]],
+    host: nn.Module,
+    config: ConnectomeConfig,
+    *,
+    file: Path,
+) -> Connectome:
+    """Check the tensors of a file against a host; ``file`` is what errors call them.
+
+    Without the file's metadata nothing can vouch for the digest.
+    """
     available = {n: tuple(p.shape) for n, p in parameters_of(host).items()}
     scope = resolve(host, "all-matrices")
     names = {part: {n[: -len(part)] for n in tensors if n.endswith(part)} for part in _PARTS}
@@ -177,9 +202,7 @@ def from_file(file: Path, host: nn.Module, config: ConnectomeConfig) -> Connecto
         scoped = scope.get(name, ScopedParameter(name, available[name], "raw"))
         entries[name] = _entry(scoped, tensors, file)
     values = {name: _value(name, available[name], tensors, file) for name in names[".value"]}
-    connectome = Connectome(entries, values=values, config=config)
-    _check_content(connectome, metadata, file)
-    return connectome
+    return Connectome(entries, values=values, config=config)
 
 
 def _open(file: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:

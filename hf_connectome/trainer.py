@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState
+from transformers import ProgressCallback, Trainer, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
-from hf_connectome.callbacks import MetricsFile, StepProgress
+from hf_connectome.callbacks import GenerationBoundaries, MetricsFile, StepProgress
 from hf_connectome.checkpoints import load_converted, needs_conversion
 from hf_connectome.config import ConnectomeConfig
 from hf_connectome.enforcement import MaskEnforcer, refuse_flat_shards
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from torch import Tensor
-    from transformers import PreTrainedModel, TrainerControl, TrainingArguments
+    from transformers import PreTrainedModel
 
     from hf_connectome.arguments import GenerationalArguments
     from hf_connectome.connectome import Connectome
@@ -135,14 +135,18 @@ class GenerationalTrainer(Trainer):
     # ---- training ----------------------------------------------------------------------------
 
     def train(
-        self, resume_from_checkpoint: str | bool | None = None, **options: Any
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """Run all generations, or go on with them.
 
         Args:
             resume_from_checkpoint: a checkpoint's folder, or True for the newest that was written
                 to its end in ``output_dir``.
-            **options: as in transformers' Trainer.
+            trial: as in transformers' Trainer.
+            ignore_keys_for_eval: as in transformers' Trainer.
 
         Raises:
             RunError: the checkpoint is incomplete, or there is none.
@@ -150,7 +154,7 @@ class GenerationalTrainer(Trainer):
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         if checkpoint is not None and step_of(Path(checkpoint)) >= self.args.max_steps:
             return self._finish_from(Path(checkpoint))
-        output: TrainOutput = super().train(checkpoint, **options)
+        output: TrainOutput = super().train(checkpoint, trial, ignore_keys_for_eval)
         return output
 
     def create_scheduler(
@@ -178,6 +182,7 @@ class GenerationalTrainer(Trainer):
         """Bind the masks to the prepared model and its optimizer."""
         if self._enforcer is not None:
             self._enforcer.detach()
+        assert self.optimizer is not None
         self._enforcer = MaskEnforcer(self.model_wrapped, self.connectome).attach(self.optimizer)
         if self.generation == 0 and self.state.global_step == 0:
             self._save_generation()
@@ -293,8 +298,8 @@ class GenerationalTrainer(Trainer):
         if saved.config.generation != max(expected, 0):
             raise RunError(
                 f"{checkpoint} is of generation {saved.config.generation}; at "
-                f"{self.args.steps_per_generation} steps_per_generation it would be {expected}. Use "
-                "the settings of that run."
+                f"{self.args.steps_per_generation} steps_per_generation it would be {expected}. "
+                "Use the settings of that run."
             )
 
     def _save_generation(self) -> None:
@@ -372,45 +377,7 @@ class GenerationalTrainer(Trainer):
                 StepProgress(self.args.steps_per_generation, self._label, self._tokens_per_step())
             )
         self.add_callback(MetricsFile())
-        self.add_callback(_Boundaries(self))
-
-
-class _Boundaries(TrainerCallback):
-    """Tells the trainer where in the generations it is."""
-
-    def __init__(self, trainer: GenerationalTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._trainer.begin()
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._trainer.advance_to(state.global_step)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._trainer.keep_early_weights(state.global_step)
-        if state.global_step % self._trainer.args.steps_per_generation == 0:
-            control.should_evaluate = self._trainer.eval_dataset is not None
-            control.should_save = True
-        # The window of a logged mean loss starts where a resume would start it.
-        control.should_log = control.should_log or control.should_save
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        control.should_log = control.should_log or control.should_save
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self._trainer.advance_to(state.global_step)
-        self._trainer.finish()
+        self.add_callback(GenerationBoundaries(self))
 
 
 def _restarting(schedule: Any, steps: int) -> Any:

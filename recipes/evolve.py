@@ -68,7 +68,8 @@ def lineage_table(trainer: GenerationalTrainer) -> str:
     for row in trainer.connectome.lineage:
         loss = f"{row['eval_loss']:.3f}" if "eval_loss" in row else "not measured"
         lines.append(
-            f"{row['generation']:>10}   {row['density']:>7.1%} {row['num_survivors']:>12,}   {loss:>13}"
+            f"{row['generation']:>10}   {row['density']:>7.1%} {row['num_survivors']:>12,}"
+            f"   {loss:>13}"
         )
     last = trainer.connectome
     lines.append(
@@ -89,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             config_dir=CONFIGS,
         )
         if training.output_dir in (None, "trainer_output"):
-            training.output_dir = f"runs/{Path(data.dataset).name}-{Path(model_arguments.model).name}"
+            training.output_dir = (
+                f"runs/{Path(data.dataset).name}-{Path(model_arguments.model).name}"
+            )
         folder = Path(training.output_dir)
         transformers_logging.disable_progress_bar()
         claim(folder, deciding(explicit_settings((model_arguments, data, training))))
@@ -100,7 +103,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(corpus.describe())
             print(f"model: {trainer.model.num_parameters():,} parameters, {trainer.connectome}")
             if checkpoint is not None:
-                print(f"going on from step {step_of(checkpoint)} of {training.max_steps} ({checkpoint})")
+                print(
+                    f"going on from {checkpoint}, step {step_of(checkpoint)} of {training.max_steps}"
+                )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         if speaks:
             print(lineage_table(trainer))

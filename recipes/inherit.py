@@ -6,9 +6,9 @@
 
     accelerate launch recipes/inherit.py --config cpu_inherit --connectome runs/cpu
 
-All arms of a seed start from the same fresh model and see the same data in the same order. The same
-command again trains only what is missing. What it writes into --output_dir: arms/*.json (one a run),
-results.json, table.md and curves.png.
+All arms of a seed start from the same fresh model and see the same data in the same order. The
+same command again trains only what is missing. What it writes into --output_dir: arms/*.json (one a
+run), results.json, table.md and curves.png.
 """
 
 from __future__ import annotations

@@ -78,9 +78,7 @@ def summarise(results: Sequence[ArmResult]) -> list[ArmSummary]:
     return [_summary(arm, runs, baseline) for arm, runs in grouped.items()]
 
 
-def _summary(
-    arm: str, runs: Sequence[ArmResult], baseline: Mapping[int, ArmResult]
-) -> ArmSummary:
+def _summary(arm: str, runs: Sequence[ArmResult], baseline: Mapping[int, ArmResult]) -> ArmSummary:
     pairs = [(run, baseline[run.seed]) for run in runs if run.seed in baseline]
     difference = None
     if pairs and arm != BASELINE:
@@ -162,6 +160,8 @@ def _steps_cell(summary: ArmSummary) -> str:
 def as_json(results: Sequence[ArmResult]) -> dict[str, Any]:
     """Return results and summaries as plain JSON types."""
     return {
-        "summary": [asdict(s) | {"fraction_of_steps": s.fraction_of_steps} for s in summarise(results)],
+        "summary": [
+            asdict(s) | {"fraction_of_steps": s.fraction_of_steps} for s in summarise(results)
+        ],
         "runs": [asdict(r) for r in results],
     }
