@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,8 +32,9 @@ _POPCOUNT = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    array = np.ascontiguousarray(array)
-    array.flags.writeable = False
+    if array.flags.writeable or not array.flags.owndata:
+        array = np.array(array, order="C")  # a copy: others may write to the memory of this one
+        array.flags.writeable = False
     return array
 
 
@@ -43,6 +45,14 @@ def _num_ones(bits: Bits) -> int:
 def _array(tensor: Tensor) -> NDArray[Any]:
     array: NDArray[Any] = tensor.detach().cpu().contiguous().numpy()
     return array
+
+
+def _check_dimensions(shape: tuple[int, ...]) -> None:
+    if prod(shape) < 1 or not shape:
+        raise FormatError(
+            f"a parameter of shape {shape} has nothing to wire; expected at least one dimension "
+            "and one weight. Leave it out of scope."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +74,7 @@ class SignedMask:
     """How the host stores the matrix (see scope.py), so that a mask is never applied transposed."""
 
     def __post_init__(self) -> None:
+        _check_dimensions(self.shape)
         rows, columns = self.rows, self.columns
         if self.mask_bits.dtype != np.uint8 or self.mask_bits.shape != (rows, -(-columns // 8)):
             raise FormatError(
@@ -121,6 +132,7 @@ class SignedMask:
         if dense.dtype != np.bool_:
             raise FormatError(f"a mask must be bool, not {dense.dtype}.")
         shape = tuple(dense.shape)
+        _check_dimensions(shape)
         rows = dense.reshape(shape[0], -1)
         sign_bits = None
         if sign is not None:
@@ -252,10 +264,17 @@ class Connectome(Mapping[str, SignedMask]):
             config: how the connectome came about and which architecture it fits.
         """
         self._entries = {name: entries[name] for name in sorted(entries)}
-        self._values = {name: values[name] for name in sorted(values)} if values else {}
+        values = values or {}
+        self._values = {name: values[name].detach().clone() for name in sorted(values)}
         both = self._entries.keys() & self._values.keys()
         if both:
             raise FormatError(f"{some(sorted(both))} is both in scope and carried whole.")
+        infinite = [name for name, value in self._values.items() if not torch.isfinite(value).all()]
+        if infinite:
+            raise FormatError(
+                f"the value of {some(infinite)} is not finite, so no reader would accept it; the "
+                "weights have diverged."
+            )
         self.config = config
 
     def __getitem__(self, name: str) -> SignedMask:
@@ -287,7 +306,7 @@ class Connectome(Mapping[str, SignedMask]):
     @property
     def values_carried(self) -> Mapping[str, Tensor]:
         """Parameters out of scope that travel whole, by name."""
-        return self._values
+        return MappingProxyType(self._values)
 
     def mask(self, name: str) -> Tensor:
         """Return the bool mask of one parameter, True = survivor."""
@@ -424,6 +443,11 @@ class Connectome(Mapping[str, SignedMask]):
                 raise HostMismatchError(
                     f"{name!r} is {entry.shape} in one connectome, {other[name].shape} in the "
                     "other."
+                )
+            if entry.orientation != other[name].orientation:
+                raise HostMismatchError(
+                    f"{name!r} is stored {entry.orientation} in one connectome, "
+                    f"{other[name].orientation} in the other: one is the transpose of the other."
                 )
 
     # The four entry points below only lead to the modules that do the work.

@@ -209,10 +209,17 @@ def _corpus(
 
 
 def collate(features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack blocks into a batch for a causal model: the Trainer's ``data_collator``."""
+    """Stack blocks into a batch for a causal model: the Trainer's ``data_collator``.
+
+    The first token of a block is never predicted, so its label is -100. transformers 5 divides the
+    loss by the number of labels, which for some architectures (GPT-2) counts that first one too and
+    would understate every loss by 1 part in T.
+    """
     blocks = np.stack([np.asarray(feature["input_ids"]) for feature in features])  # (B, T)
     tokens = torch.from_numpy(blocks.astype(np.int64))
-    return {"input_ids": tokens, "labels": tokens}
+    labels = tokens.clone()
+    labels[:, 0] = -100
+    return {"input_ids": tokens, "labels": labels}
 
 
 def _load_stream(arguments: DataArguments, tokenizer: PreTrainedTokenizerFast | None) -> Corpus:
@@ -530,7 +537,8 @@ def load_column(name: str, column: str, path: str, options: dict[str, Any]) -> I
             raise DataError(f"{name!r} could not be read as {path}: {error}") from error
         raise DataError(
             f"{name!r} is no file or folder here, and as a Hub dataset it could not be loaded "
-            f"({error}). {_neighbours(Path(name), STDLIB)}"
+            f"({error}). Without a network, name a local file or what the Hub cache holds. "
+            f"{_neighbours(Path(name), STDLIB)}"
         ) from error
     if first is None:
         raise DataError(f"{name!r} has no rows. Name another split or corpus.")
@@ -615,30 +623,25 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     Truncation and padding are states of use; the post-processor adds special tokens, which blocks
     do without; the decoder works the other way round. Libraries alter all four on their own.
     """
-    state = _backend(tokenizer)
-    parts = {name: state[name] for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
-    return hashlib.sha256(json.dumps(_canonical(parts), sort_keys=True).encode()).hexdigest()
+    state = json.loads(_backend(tokenizer).to_str(), object_hook=_without_what_is_off)
+    names = {"added_tokens", "normalizer", "pre_tokenizer", "model"} & set(state)
+    parts = {name: state[name] for name in names}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _canonical(state: Any) -> Any:
-    """Leave out what is off: a later tokenizers library writes new options, which are off."""
-    if isinstance(state, dict):
-        on = {
-            key: value for key, value in state.items() if value is not None and value is not False
-        }
-        return {key: _canonical(value) for key, value in on.items()}
-    return [_canonical(value) for value in state] if isinstance(state, list) else state
+def _without_what_is_off(state: dict[str, Any]) -> dict[str, Any]:
+    """Leave out None and False: later tokenizers libraries write new options, which are off."""
+    return {key: value for key, value in state.items() if value is not None and value is not False}
 
 
-def _backend(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def _backend(tokenizer: PreTrainedTokenizerFast) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise DataError(
-            f"{type(tokenizer).__name__} is not made by the tokenizers library, so it has no "
-            "digest. Use a fast tokenizer."
+            f"{type(tokenizer).__name__} is not made by the tokenizers library. Use a fast "
+            "tokenizer, one that AutoTokenizer loads from a tokenizer.json."
         )
-    state: dict[str, Any] = json.loads(backend.to_str())
-    return state
+    return backend
 
 
 def count_bytes(blocks: Dataset, tokenizer: PreTrainedTokenizerFast) -> int:
@@ -647,7 +650,8 @@ def count_bytes(blocks: Dataset, tokenizer: PreTrainedTokenizerFast) -> int:
     Exact for byte-level tokenizers, even where the last block ends within a character. With others
     the documents are decoded: what their normaliser took from the text is not counted.
     """
-    if (_backend(tokenizer)["decoder"] or {}).get("type") != "ByteLevel":
+    decoder = json.loads(_backend(tokenizer).to_str())["decoder"] or {}
+    if decoder.get("type") != "ByteLevel":
         tokens = np.concatenate(list(_arrays(blocks)))
         ends = np.flatnonzero(tokens == tokenizer.eos_token_id) + 1
         documents = [document.tolist() for document in np.split(tokens, ends)]
@@ -690,11 +694,12 @@ def _tokenise(documents: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> I
             "the tokenizer has no eos_token, which separates documents. Set tokenizer.eos_token."
         )
     dtype = np.uint16 if max(tokenizer.get_vocab().values()) < 2**16 else np.int32
+    backend = _backend(tokenizer)
     for texts in _batches(documents):
-        encoded = tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )["input_ids"]
-        tokens = itertools.chain.from_iterable((*document, end) for document in encoded)
+        backend.no_truncation()  # each use of the tokenizer sets both anew
+        backend.no_padding()
+        encoded = backend.encode_batch_fast(texts, add_special_tokens=False)
+        tokens = itertools.chain.from_iterable((*document.ids, end) for document in encoded)
         yield np.fromiter(tokens, dtype=dtype)
 
 

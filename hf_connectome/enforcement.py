@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_connectome.errors import ConfigError, UnsupportedError, some
+from hf_connectome.errors import ConfigError, HostMismatchError, UnsupportedError, some
 from hf_connectome.hosts import check_host, like
-from hf_connectome.scope import clean_name, unwrap
+from hf_connectome.scope import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Bound:
-    """One parameter in scope, where it lives, and its working mask."""
+    """One parameter in scope, where it lives (a tied one in several places), its working mask."""
 
     name: str
-    owner: nn.Module
-    leaf: str
+    homes: list[tuple[nn.Module, str]]
     parameter: nn.Parameter
     mask: Tensor
+
+    def held(self) -> set[int]:
+        """Return the ids of what is in its places now: one, or several if a tie was broken."""
+        return {id(module._parameters.get(leaf)) for module, leaf in self.homes}
 
 
 class MaskEnforcer:
@@ -90,17 +93,15 @@ class MaskEnforcer:
         weights that are 0 already, not for optimizers that mix weights, such as Muon.
 
         Raises:
-            UnsupportedError: an optimizer holds flat copies of the weights (DeepSpeed).
+            UnsupportedError: an optimizer holds flat copies of the weights (DeepSpeed) or does not
+                update them in its step (LOMO).
             ConfigError: an optimizer holds none of the parameters in scope.
         """
-        for optimizer in map(_inner_optimizer, optimizers):
-            held = _held_by(optimizer)
-            if not any(id(b.parameter) in held for b in self._bound):
-                raise ConfigError(
-                    f"the {type(optimizer).__name__} holds none of the {self.num_bound} parameters "
-                    f"in scope ({some(self.connectome)}). Make it from this model's parameters, after "
-                    "the model was sharded or moved."
-                )
+        self._rebind_if_replaced()
+        inner = [_inner_optimizer(optimizer) for optimizer in optimizers]
+        for optimizer in inner:
+            self._held_in_scope(optimizer)
+        for optimizer in inner:
             hook = optimizer.register_step_post_hook(self._after_step)
             self._optimizers.append((optimizer, hook))
         self._hook_gradients()
@@ -136,29 +137,65 @@ class MaskEnforcer:
         return sum(int(_local((b.parameter != 0) & (b.mask == 0)).sum()) for b in self._bound)
 
     def _bind(self) -> None:
+        _reshard(self.model)
         parameters = check_host(self.connectome, self.model)
         homes = _homes(self.model)
         self._bound = [
-            _Bound(name, *homes[name], parameter, _working_mask(self.connectome, name, parameter))
-            for name, parameter in parameters.items()
+            _Bound(name, homes[id(p)], p, _working_mask(self.connectome, name, p))
+            for name, p in parameters.items()
         ]
         assert len(self._bound) == len(self.connectome)
 
     def _rebind_if_replaced(self) -> None:
         # Loaders and fully_shard put new Parameter objects in place; masks on the old ones would
         # silently do nothing.
-        if any(b.owner._parameters.get(b.leaf) is not b.parameter for b in self._bound):
-            hooked = bool(self._gradient_hooks)
-            self._bind()
-            if hooked:
-                self._hook_gradients()
+        if not self._is_replaced():
+            return
+        _reshard(self.model)
+        if not self._is_replaced():
+            return
+        for bound in self._bound:
+            if len(bound.held()) > 1:
+                raise HostMismatchError(
+                    f"{bound.name!r} was tied and is now {len(bound.held())} separate parameters, "
+                    "of which the mask reaches one. Tie them again (model.tie_weights()) before "
+                    "the optimizer is made."
+                )
+        hooked = bool(self._gradient_hooks)
+        self._bind()
+        if hooked:
+            self._hook_gradients()
+
+    def _is_replaced(self) -> bool:
+        return any(
+            b.held() != {id(b.parameter)}
+            or b.parameter.device != b.mask.device
+            or b.parameter.shape != b.mask.shape  # resized embeddings stay the same object
+            for b in self._bound
+        )
+
+    def _held_in_scope(self, optimizer: Optimizer) -> list[_Bound]:
+        """Return what an optimizer may change, and refuse one that may change nothing."""
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        found = [b for b in self._bound if id(b.parameter) in held]
+        if not found:
+            raise ConfigError(
+                f"the {type(optimizer).__name__} holds none of the {self.num_bound} parameters in "
+                f"scope ({some(self.connectome)}). Make it from this model's parameters, after the "
+                "model was loaded, sharded or moved."
+            )
+        return found
 
     def _hook_gradients(self) -> None:
         self._unhook_gradients()
         for bound in self._bound:
-            if bound.parameter.requires_grad:
-                hook = bound.parameter.register_post_accumulate_grad_hook(_gradient_hook(bound))
-                self._gradient_hooks.append(hook)
+            parameter, trains = bound.parameter, bound.parameter.requires_grad
+            # A frozen parameter takes no hook, but may be thawed later.
+            hook = parameter.requires_grad_().register_post_accumulate_grad_hook(
+                _gradient_hook(bound)
+            )
+            parameter.requires_grad_(trains)
+            self._gradient_hooks.append(hook)
 
     def _unhook_gradients(self) -> None:
         for hook in self._gradient_hooks:
@@ -168,11 +205,9 @@ class MaskEnforcer:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._rebind_if_replaced()
-        if len(self._optimizers) == 1:
-            _multiply(self._bound)
-        else:  # with several, each projects its own parameters
-            held = _held_by(optimizer)
-            _multiply(b for b in self._bound if id(b.parameter) in held)
+        held = self._held_in_scope(optimizer)
+        # With several optimizers each projects its own parameters.
+        _multiply(self._bound if len(self._optimizers) == 1 else held)
 
 
 def refuse_flat_shards(model: nn.Module) -> None:
@@ -205,24 +240,34 @@ def _refuse_deepspeed() -> None:
 
 def _inner_optimizer(optimizer: Any) -> Optimizer:
     """Return torch's optimizer inside accelerate's wrapper, which has no hooks of its own."""
-    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = optimizer.optimizer
-    if type(optimizer).__module__.split(".")[0] == "deepspeed":
-        _refuse_deepspeed()
-    found: Optimizer = optimizer
-    return found
+    while True:
+        origins = {kind.__module__.partition(".")[0] for kind in type(optimizer).__mro__}
+        if "deepspeed" in origins:
+            _refuse_deepspeed()
+        if "lomo_optim" in origins:
+            raise UnsupportedError(
+                f"{type(optimizer).__name__} updates weights during the backward pass, before they "
+                "can be projected. Use an optimizer with an ordinary step, such as AdamW."
+            )
+        if not hasattr(inner := getattr(optimizer, "optimizer", None), "param_groups"):
+            found: Optimizer = optimizer
+            return found
+        optimizer = inner
 
 
-def _held_by(optimizer: Optimizer) -> set[int]:
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+def _reshard(model: nn.Module) -> None:
+    """Put FSDP2's shards in place: after an evaluation the root shows whole, temporary weights."""
+    for module in model.modules():
+        if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+            module.reshard()  # type: ignore[operator]
 
 
-def _homes(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """Map each clean parameter name to the module and attribute that hold it."""
-    homes: dict[str, tuple[nn.Module, str]] = {}
-    for prefix, module in unwrap(model).named_modules():
-        for leaf in module._parameters:
-            homes.setdefault(clean_name(f"{prefix}.{leaf}" if prefix else leaf), (module, leaf))
+def _homes(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Map the id of each parameter to the modules and attributes that hold it."""
+    homes: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in unwrap(model).modules():
+        for leaf, parameter in module._parameters.items():
+            homes.setdefault(id(parameter), []).append((module, leaf))
     return homes
 
 

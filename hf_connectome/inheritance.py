@@ -21,6 +21,7 @@ from hf_connectome.callbacks import MaskCallback, StepProgress
 from hf_connectome.controls import random_twin
 from hf_connectome.errors import ConfigError, RunError, UnknownNameError, did_you_mean
 from hf_connectome.evaluation.arms import ArmResult
+from hf_connectome.fresh import name_causal_loss
 from hf_connectome.hosts import build_host, wire
 from hf_connectome.storage import CONFIG_FILE, refused_writes_named, write_atomically
 
@@ -125,7 +126,7 @@ def train_arm(
     """
     assert connectome.config is not None
     reset = arguments.child_reset or connectome.config.reset
-    host = build_host(connectome.config, seed=seed)
+    host = name_causal_loss(build_host(connectome.config, seed=seed))
     wiring = ARMS[arm](connectome, seed)
     callbacks: list[Any] = [_progress(arm, seed, wiring, corpus, arguments, training)]
     if wiring is not None:

@@ -1,0 +1,352 @@
+"""ConnectomeModel: a model and its connectome in one call, fresh from a name or on given weights.
+
+Reading is storage.py's, wiring hosts.py's, switching adapter.py's; this is where users enter.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from peft.peft_model import TunerLayerStatus, TunerModelStatus
+
+from hf_connectome.adapter import BoundConfig, ConnectomeTuner
+from hf_connectome.errors import ConfigError, FormatError
+from hf_connectome.hosts import build_host, check_host
+from hf_connectome.storage import CONFIG_FILE, WEIGHTS_FILE, read, write
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_connectome.connectome import Connectome
+
+    PathOrRepo = str | os.PathLike[str]
+
+
+class ConnectomeModel(PeftModel):
+    """A PeftModel whose adapters are connectomes.
+
+    Give ``get_base_model()``, not this object, to a Trainer: its checkpoints of a PeftModel hold
+    adapter files only, and the trained weights would be lost.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from hf_connectome import ConnectomeConfig
+        >>> host = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16))
+        >>> model = ConnectomeModel(host, ConnectomeConfig(density=0.25, reset="sign_constant"))
+        >>> round(model.connectome.density, 2)
+        0.25
+        >>> model.get_base_model().transformer.wte.weight.unique().tolist()
+        [-0.019999999552965164, 0.0, 0.019999999552965164]
+    """
+
+    base_model: ConnectomeTuner
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Put a connectome on a model: (model, config, adapter_name), as PeftModel."""
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5 for a property by its deprecated name.
+            warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+            super().__init__(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        model: nn.Module | PathOrRepo,
+        model_id: PathOrRepo | None = None,
+        adapter_name: str = "default",
+        is_trainable: bool | None = None,
+        *,
+        seed: int = 0,
+        reset: str | None = None,
+        magnitude: float | None = None,
+        dtype: torch.dtype = torch.float32,
+        subfolder: str | None = None,
+        **download: Any,
+    ) -> ConnectomeModel:
+        """Read a connectome and put it on a fresh model, or on the model given.
+
+        ``from_pretrained(path, seed=0)`` builds the recorded architecture, initialised by ``seed``,
+        wires it and gives it first values: ready to train, nothing but the connectome downloaded.
+        ``from_pretrained(model, path)`` is PEFT's form: ``W * mask`` on the weights of ``model``,
+        which can be switched off again; with ``is_trainable=True`` the mask is put in place.
+
+        Args:
+            model: the model to put it on; or the folder or Hub id, for a fresh one.
+            model_id: folder or Hub id, where ``model`` is a model.
+            adapter_name: what to call the connectome on this model.
+            is_trainable: in place, under guard rails (the fresh form's way), or frozen in layers
+                (the default on a given model).
+            seed: of the fresh model's initialisation; on a given model without meaning.
+            reset: first values of the survivors (reset.py). By default what the connectome records
+                for a fresh model, where 'keep' means sign_constant because random weights are
+                nothing to keep, and 'keep' on a given model.
+            magnitude: the constant of sign_constant; by default the recorded one.
+            dtype: of the fresh model's weights.
+            subfolder: where in the folder or repository the connectome is.
+            download: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` of a Hub id.
+
+        Raises:
+            FormatError: no connectome is there, or its files are damaged or altered.
+            HostMismatchError: the connectome is not of this model.
+            UnsupportedError: it covers a parameter that no layer can wrap; see ``is_trainable``.
+            ConfigError: options that exclude each other, or no architecture recorded.
+        """
+        host = None if isinstance(model, (str, os.PathLike)) else model
+        source = model if host is None else model_id
+        _check_form(model, model_id, is_trainable, reset if reset is not None else magnitude)
+        assert isinstance(source, (str, os.PathLike))
+        connectome = _read(_folder(source, subfolder=subfolder, **download), host)
+        assert connectome.config is not None
+        if host is None:
+            is_trainable, host = True, build_host(connectome.config, seed=seed, dtype=dtype)
+            reset = reset or _first_reset(connectome)
+        config = BoundConfig.of(connectome, connectome.config, inference_mode=not is_trainable)
+        config.first_reset, config.first_magnitude = reset or "keep", magnitude
+        return cls(host, config, adapter_name).train(bool(is_trainable))
+
+    def load_adapter(  # type: ignore[override]
+        self,
+        model_id: PathOrRepo,
+        adapter_name: str,
+        is_trainable: bool = False,
+        *,
+        subfolder: str | None = None,
+        **download: Any,
+    ) -> None:
+        """Read one more connectome onto the same base; ``set_adapter`` makes it active.
+
+        Args:
+            model_id: folder or Hub id.
+            adapter_name: what to call it; not in use yet.
+            is_trainable: refused unless it is the only one.
+            subfolder: where in the folder or repository the connectome is.
+            download: as in :meth:`from_pretrained`.
+        """
+        base = self.get_base_model()
+        connectome = _read(_folder(model_id, subfolder=subfolder, **download), base)
+        assert connectome.config is not None
+        config = BoundConfig.of(connectome, connectome.config, inference_mode=not is_trainable)
+        self.add_adapter(adapter_name, config)
+        self.train(is_trainable)
+
+    @property
+    def connectome(self) -> Connectome:
+        """The active connectome (of several, the first)."""
+        return self.base_model.connectome(self.base_model.active_adapters[0])
+
+    def get_base_model(self) -> nn.Module:
+        """Return the plain model: for a Trainer, or to save an ordinary checkpoint."""
+        base: nn.Module = self.base_model.model
+        return base
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make one connectome active, or several: then a weight lives if all of them keep it.
+
+        Raises:
+            UnknownNameError: no such adapter.
+        """
+        self.base_model.set_adapter(adapter_name, inference_mode=inference_mode)
+        self.active_adapter = self.base_model.active_adapters[0]
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget a frozen skill; the last one leaves by ``unload()``.
+
+        Raises:
+            UnknownNameError: no such adapter.
+            UnsupportedError: it is the last one, or in place.
+        """
+        self.base_model.delete_adapter(adapter_name)
+        self.active_adapter = self.base_model.active_adapters[0]
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        selected_adapters: list[str] | None = None,
+        is_main_process: bool = True,
+        **ignored: Any,
+    ) -> None:
+        """Write the connectomes, 'default' into the folder itself, others into folders in it.
+
+        Weights are not written: save ``get_base_model()`` or ``merge_and_unload()`` for those.
+
+        Args:
+            save_directory: created if need be.
+            selected_adapters: which; by default all.
+            is_main_process: whether this process writes.
+            ignored: options of PEFT about how weights are saved.
+
+        Raises:
+            UnknownNameError: no such adapter.
+            StorageError: the file system refused.
+        """
+        del ignored
+        names = list(self.peft_config) if selected_adapters is None else selected_adapters
+        connectomes = {name: self.base_model.connectome(name) for name in names}
+        for name, connectome in connectomes.items() if is_main_process else ():
+            write(connectome, Path(save_directory, "" if name == "default" else name))
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """Write nothing: PEFT's card would name a local path as the base model."""
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Run the base model within the block.
+
+        Raises:
+            UnsupportedError: the connectome is in place, so its dead weights are gone.
+        """
+        if self.base_model.enforcers:
+            self.base_model.disable_adapter_layers()
+        with super().disable_adapter():
+            yield
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Count trainable weights, less the dead ones of a connectome in place, and all weights."""
+        trainable, total = super().get_nb_trainable_parameters()
+        for enforcer in self.base_model.enforcers.values():
+            parameters = check_host(enforcer.connectome, self.base_model.model)
+            trainable -= sum(
+                entry.num_weights - entry.num_survivors
+                for name, entry in enforcer.connectome.items()
+                if parameters[name].requires_grad
+            )
+        return trainable, total
+
+    def get_layer_status(self) -> list[TunerLayerStatus]:
+        """Return the status of each wrapper layer: none where the connectome is in place."""
+        return [] if self.base_model.enforcers else super().get_layer_status()
+
+    def get_model_status(self) -> TunerModelStatus:
+        """Return the status of the connectomes on the model."""
+        if not self.base_model.enforcers:
+            return super().get_model_status()
+        names = list(self.base_model.enforcers)
+        trainable, total = self.get_nb_trainable_parameters()
+        return TunerModelStatus(
+            base_model_type=type(self.base_model.model).__name__,
+            adapter_model_type=type(self.base_model).__name__,
+            peft_types=dict.fromkeys(names, "CONNECTOME"),
+            trainable_params=trainable,
+            total_params=total,
+            num_adapter_layers=0,
+            enabled=True,
+            active_adapters=names,
+            merged_adapters=names,
+            requires_grad=dict.fromkeys(names, True),
+            available_adapters=names,
+            devices={},
+            quantization_backend=None,
+        )
+
+
+def _check_form(model: object, model_id: object, is_trainable: bool | None, first: object) -> None:
+    """Refuse arguments that belong to the other of the two forms of from_pretrained."""
+    fresh = isinstance(model, (str, os.PathLike))
+    if fresh and model_id is not None:
+        raise ConfigError(
+            f"the first argument is {model!r}, expected a model beside {model_id!r}. Load it "
+            "first: ConnectomeModel.from_pretrained(AutoModel….from_pretrained(name), path)."
+        )
+    if not fresh and model_id is None:
+        raise ConfigError(
+            f"a {type(model).__name__} was given but no connectome for it. Use "
+            "ConnectomeModel.from_pretrained(model, path)."
+        )
+    if fresh and is_trainable is False:
+        raise ConfigError(
+            "is_trainable=False asks for a frozen skill, but a fresh model has no weights worth "
+            "freezing. Give a trained model, or call eval() on the fresh one."
+        )
+    if not fresh and not is_trainable and first is not None:
+        raise ConfigError(
+            f"{first!r} asks for first values of the survivors, but a frozen skill leaves the "
+            "weights as they are. Leave reset and magnitude out, or set is_trainable=True."
+        )
+
+
+def _first_reset(connectome: Connectome) -> str:
+    recorded = connectome.config.reset if connectome.config is not None else "keep"
+    return "sign_constant" if recorded == "keep" and connectome.has_signs else recorded
+
+
+def _read(folder: Path, host: nn.Module | None) -> Connectome:
+    """Read and check a connectome, and that it fits the host, before anything is built or changed.
+
+    The recorded architecture is asked first: by it every size in the file is known, which tells a
+    host of other sizes from a damaged file.
+    """
+    try:
+        connectome = read(folder)
+    except ConfigError:
+        if host is None:
+            raise
+        connectome = read(folder, host=host)
+    if host is not None:
+        check_host(connectome, host)
+    return connectome
+
+
+def _folder(
+    source: PathOrRepo,
+    *,
+    subfolder: str | None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Return the local folder of a connectome, downloaded if ``source`` is a Hub id."""
+    inside = "" if subfolder is None else subfolder
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _download(os.fspath(source), inside, revision, token, cache_dir, local_files_only)
+    found = folder / inside
+    if not (found / CONFIG_FILE).is_file() and (folder / "connectome" / CONFIG_FILE).is_file():
+        raise FormatError(
+            f"{folder} is a trained sparse checkpoint, with its connectome in a folder of its own. "
+            "For a fresh model use ConnectomeModel.from_pretrained(path, subfolder='connectome'); "
+            "for the trained weights AutoModel….from_pretrained(path)."
+        )
+    return found
+
+
+def _download(
+    repo: str,
+    inside: str,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    files = [str(Path(inside, name)) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    try:
+        return Path(
+            snapshot_download(
+                repo,
+                allow_patterns=files,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+        )
+    except HFValidationError as error:
+        raise FormatError(
+            f"{repo!r} is no folder here and cannot be a Hub id ('name' or 'owner/name'). Check "
+            "the path."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise FormatError(
+            f"{repo!r} is no folder here, and the Hub did not give it: {error}"
+        ) from error
