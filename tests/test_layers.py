@@ -18,6 +18,7 @@ ORDER = (
     "errors",
     "registry",
     "seeding",
+    "signed_mask",
     "connectome",
     "scope",
     "selection",
