@@ -83,7 +83,9 @@ class ConnectomeTuner(BaseTuner):
     """What PEFT puts around a model: keeps its connectomes by adapter name.
 
     A config without a connectome is drawn (its ``wiring``, ``density``, ``seed``) unless it records
-    ``base_fingerprint``: then it came from a file whose tensors PEFT hands over next.
+    ``base_fingerprint``: then it came from a file whose tensors PEFT hands over next. PEFT drops
+    the file's metadata on the way, so its own loaders check all but the digest; ConnectomeModel
+    reads through storage.py and checks that too.
     """
 
     prefix = "connectome_"

@@ -99,10 +99,11 @@ def resolve(
     if exclude is not None:
         wanted = {name for name in wanted if not _matches(exclude, name.rpartition(".")[0])}
     if not wanted:
+        hint = "" if str(scope) in SCOPES else f" {did_you_mean(str(scope), SCOPES)}"
         raise ScopeError(
             f"the scope {scope!r} matches no parameter of {type(model).__name__}"
             f"{'' if exclude is None else f' once {exclude!r} is excluded'}. It has matrices such "
-            f"as {some(matrices) or 'none at all'}. {did_you_mean(str(scope), SCOPES)}"
+            f"as {some(matrices) or 'none at all'}.{hint}"
         )
     return {
         name: ScopedParameter(name, tuple(p.shape), _orientation(name, owners))

@@ -33,9 +33,6 @@ from hf_connectome.errors import (
 from hf_connectome.skills import ConnectomeLayer, Linear
 from hf_connectome.storage import read, write
 
-# peft 0.21 asks transformers 5 for a property by its deprecated name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-
 GPT2 = "GPT2LMHeadModel"
 WTE = "transformer.wte.weight"
 
