@@ -1,4 +1,4 @@
-# `make help` lists the targets. Everything happens in .venv; nothing outside this folder is touched.
+# `make help` lists the targets. They set up their own environment in .venv first.
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -8,8 +8,11 @@ EXTRAS := dev,report
 VENV := .venv
 FLOOR := .venv-floor
 BIN := $(VENV)/bin
-# Every value that `accelerate launch` would otherwise guess and warn about.
-LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+# Every value that `accelerate launch` would otherwise guess and warn about; left to itself it gives a
+# process on the CPU one thread.
+THREADS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 8))')
+LAUNCH = $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+  --dynamo_backend no --num_cpu_threads_per_process $(THREADS)
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 # Tests run offline; one thread a worker, or the workers fight over the cores.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 MPLBACKEND=Agg

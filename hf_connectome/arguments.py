@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from hf_connectome.criteria import criteria
 from hf_connectome.errors import ConfigError, UnsupportedError, did_you_mean
 from hf_connectome.evolution import SELECTIONS
 from hf_connectome.reset import resets
@@ -74,6 +75,7 @@ class GenerationalArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work before anything is loaded."""
+        self._check_numbers()
         schedule = self.schedule
         if self.steps_per_generation < 1:
             raise ConfigError(
@@ -91,13 +93,14 @@ class GenerationalArguments(TrainingArguments):
                 f"unknown selection {self.selection!r}. {did_you_mean(self.selection, SELECTIONS)}"
             )
         resets.get(self.reset)
+        criteria.get(self.criterion)
         if not 0 <= self.rewind_steps < self.steps_per_generation:
             raise ConfigError(
                 f"rewind_steps is {self.rewind_steps}; expected a step of generation 0, "
                 f"0 to {self.steps_per_generation - 1}."
             )
         self._refuse_incompatible()
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         fsdp = self.fsdp_config if isinstance(self.fsdp_config, dict) else {}
         if self.fsdp and int(fsdp.get("version", 2)) == 1:
             raise UnsupportedError(
@@ -109,6 +112,21 @@ class GenerationalArguments(TrainingArguments):
     def schedule(self) -> GeometricSchedule:
         """The schedule that these settings describe."""
         return GeometricSchedule(self.prune_fraction, self.generations)
+
+    def _check_numbers(self) -> None:
+        for name, kind in (
+            ("generations", int),
+            ("steps_per_generation", int),
+            ("rewind_steps", int),
+            ("prune_fraction", (int, float)),
+            ("magnitude", (int, float)),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):  # type: ignore[arg-type]
+                expected = "a whole number" if kind is int else "a number"
+                raise ConfigError(f"{name} is {value!r}; expected {expected}.")
+        if not 0.0 < self.magnitude < float("inf"):
+            raise ConfigError(f"magnitude is {self.magnitude}; expected a positive number.")
 
     def _refuse_incompatible(self) -> None:
         if self.load_best_model_at_end:

@@ -27,7 +27,8 @@ _BAR = "{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{elapsed}{postfix}]
 class MaskCallback(TrainerCallback):
     """Trains a host under a connectome with any Trainer, stock or not.
 
-    Dead weights stay exactly 0; every checkpoint carries the connectome in ``connectome/``.
+    Dead weights stay exactly 0; every checkpoint carries the connectome in ``connectome/``, unless
+    it has no config, without which no reader could bind it to a host.
 
     Example:
         ``Trainer(model, args, train_dataset=blocks, callbacks=[MaskCallback(connectome)])``

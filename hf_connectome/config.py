@@ -83,7 +83,7 @@ class ConnectomeConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         """Validate types and ranges: the file may come from a stranger."""
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         # PEFT types the field by its closed enum; see ConnectomePeftType.
         self.peft_type = ConnectomePeftType.CONNECTOME
         if isinstance(self.target_modules, (set, tuple)):

@@ -19,17 +19,15 @@ def random_twin(connectome: Connectome, seed: int) -> Connectome:
 
     Each parameter has its own generator, seeded by ``seed`` and the name, and exactly as many
     survivors as the original. Scales and values that travel whole stay, so that the two differ in
-    the wiring alone.
+    the wiring alone; the twin of a mask-only connectome is mask-only.
 
     Source:
         Ours: the published code keeps 10 % instead of the connectome's density, uses magnitude 0.1
         instead of 0.02 and trains with a mask of all ones (docs/FIDELITY.md).
     """
-    entries = {
-        name: replace(
-            draw_entry(entry.shape, entry.num_survivors, seed, name, entry.orientation),
-            scale=entry.scale,
-        )
-        for name, entry in connectome.items()
-    }
+    entries = {}
+    for name, entry in connectome.items():
+        drawn = draw_entry(entry.shape, entry.num_survivors, seed, name, entry.orientation)
+        sign_bits = None if entry.sign_bits is None else drawn.sign_bits
+        entries[name] = replace(drawn, sign_bits=sign_bits, scale=entry.scale)
     return connectome.replace(entries)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_connectome.errors import ConfigError, HostMismatchError, UnsupportedError, some
-from hf_connectome.hosts import check_host, like
+from hf_connectome.hosts import check_host, like, reshard
 from hf_connectome.scope import unwrap
 
 if TYPE_CHECKING:
@@ -137,7 +137,6 @@ class MaskEnforcer:
         return sum(int(_local((b.parameter != 0) & (b.mask == 0)).sum()) for b in self._bound)
 
     def _bind(self) -> None:
-        _reshard(self.model)
         parameters = check_host(self.connectome, self.model)
         homes = _homes(self.model)
         self._bound = [
@@ -151,7 +150,7 @@ class MaskEnforcer:
         # silently do nothing.
         if not self._is_replaced():
             return
-        _reshard(self.model)
+        reshard(self.model)
         if not self._is_replaced():
             return
         for bound in self._bound:
@@ -253,13 +252,6 @@ def _inner_optimizer(optimizer: Any) -> Optimizer:
             found: Optimizer = optimizer
             return found
         optimizer = inner
-
-
-def _reshard(model: nn.Module) -> None:
-    """Put FSDP2's shards in place: after an evaluation the root shows whole, temporary weights."""
-    for module in model.modules():
-        if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
-            module.reshard()  # type: ignore[operator]
 
 
 def _homes(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:

@@ -65,17 +65,17 @@ def fresh_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return name_causal_loss(model)
+    name_causal_loss(model)
+    return model
 
 
-def name_causal_loss(model: Any) -> Any:
+def name_causal_loss(model: Any) -> None:
     """Name the loss of a causal model that transformers cannot tell from its class (GPT-2).
 
     It would compute the same loss, but warn, and count the first label of every row.
     """
     if getattr(model, "loss_type", "") is None and hasattr(model, "lm_head"):
         model.loss_type = "ForCausalLM"
-    return model
 
 
 def _config(name: str) -> PreTrainedConfig:

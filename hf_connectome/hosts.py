@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_connectome.connectome import Connectome, SignedMask
-from hf_connectome.errors import ConfigError, HostMismatchError, did_you_mean, some
+from hf_connectome.errors import ConfigError, HostMismatchError, ScopeError, did_you_mean, some
 from hf_connectome.reset import ResetContext, resets
 from hf_connectome.scope import (
     EMBEDDING,
@@ -38,7 +38,7 @@ def full_tensor(parameter: Tensor) -> Tensor:
 
 
 def like(value: Tensor, parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Place a full CPU tensor as ``parameter`` is: its device, its shard and, unless given, dtype."""
+    """Place a full CPU tensor as ``parameter`` is: its device, shard and, unless given, dtype."""
     value = value.to(device=parameter.device, dtype=parameter.dtype if dtype is None else dtype)
     mesh = getattr(parameter, "device_mesh", None)
     if mesh is None:
@@ -46,6 +46,13 @@ def like(value: Tensor, parameter: Tensor, dtype: torch.dtype | None = None) -> 
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(value, mesh, parameter.placements)  # type: ignore[attr-defined]
+
+
+def reshard(model: nn.Module) -> None:
+    """Put FSDP2's shards in place: after an evaluation the root shows whole, temporary weights."""
+    for module in model.modules():
+        if any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+            module.reshard()  # type: ignore[operator]
 
 
 def scope_fingerprint(connectome: Connectome) -> str:
@@ -62,6 +69,7 @@ def check_host(connectome: Connectome, model: nn.Module) -> dict[str, nn.Paramet
     Raises:
         HostMismatchError: names the first parameter that does not fit, both values and a way out.
     """
+    reshard(model)
     parameters = parameters_of(model)
     missing = [name for name in connectome if name not in parameters]
     if missing:
@@ -70,10 +78,11 @@ def check_host(connectome: Connectome, model: nn.Module) -> dict[str, nn.Paramet
             f"connectome has. {did_you_mean(missing[0], list(parameters)[:8])} Use a host of the "
             f"recorded architecture ({_architecture(connectome)})."
         )
-    for name, entry in connectome.items():
-        shape = tuple(parameters[name].shape)
-        if shape != entry.shape:
-            raise HostMismatchError(_shape_message(connectome, name, entry, shape))
+    shapes = {name: tuple(parameters[name].shape) for name in connectome}
+    odd = [name for name, entry in connectome.items() if shapes[name] != entry.shape]
+    if odd:  # an embedding of other length says most about why
+        name = next((n for n in odd if _other_length(connectome[n], shapes[n])), odd[0])
+        raise HostMismatchError(_shape_message(connectome, name, connectome[name], shapes[name]))
     orientations = resolve(model, "all-matrices")
     for name, entry in connectome.items():
         found = orientations[name].orientation if name in orientations else RAW
@@ -181,6 +190,12 @@ def extract(model: nn.Module, config: ConnectomeConfig | None = None) -> Connect
         surplus = int(mask.sum()) - round(density * mask.numel())
         if density < 1.0 and surplus > 0:
             mask = keep(weight.abs(), mask, surplus, name=name)
+        if not mask.any():
+            raise ScopeError(
+                f"{name!r} would keep none of its {mask.numel()} weights: "
+                f"{int((weight != 0).sum())} are not 0, and the density is {density}. Use a higher "
+                "density, or leave it out of scope (exclude_modules)."
+            )
         entries[name] = SignedMask.pack(mask, weight, orientation=scoped.orientation)
     return Connectome(entries, config=describe(model, config, scope))
 
@@ -229,14 +244,18 @@ def _architecture(connectome: Connectome) -> str:
     return (config.architecture if config is not None else None) or "not recorded"
 
 
+def _other_length(entry: SignedMask, shape: tuple[int, ...]) -> bool:
+    return entry.orientation == EMBEDDING and shape[1:] == entry.shape[1:]
+
+
 def _shape_message(
     connectome: Connectome, name: str, entry: SignedMask, shape: tuple[int, ...]
 ) -> str:
     both = f"{name!r} is {shape} in the host, {entry.shape} in the connectome."
-    if entry.orientation == EMBEDDING and shape[1:] == entry.shape[1:]:
+    if _other_length(entry, shape):
         return (
-            f"{both} The vocabularies differ: use the tokenizer in the connectome's folder and a "
-            f"host with {entry.shape[0]} rows."
+            f"{both} The vocabularies differ, or the context lengths: use the tokenizer in the "
+            f"connectome's folder and a host with {entry.shape[0]} rows."
         )
     return (
         f"{both} Use a host of the recorded architecture ({_architecture(connectome)}) and sizes."
@@ -259,7 +278,8 @@ def build_host(
         dtype: of the weights; explicit, because a recorded bfloat16 would round 0.02.
 
     Raises:
-        ConfigError: nothing is recorded, or the class is not one of transformers' models.
+        ConfigError: nothing is recorded, the class is not one of transformers' models, or it
+            cannot be built from the recorded config.
     """
     if config.architecture is None or config.base_config is None:
         raise ConfigError(
@@ -271,7 +291,13 @@ def build_host(
     with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.device(device):
         if seed is not None:
             torch.manual_seed(seed)
-        model: nn.Module = model_class._from_config(base_config, dtype=dtype)
+        try:
+            model: nn.Module = model_class._from_config(base_config, dtype=dtype)
+        except Exception as error:  # any architecture may raise anything
+            raise ConfigError(
+                f"no {config.architecture} can be built from the recorded config: {error}. Build "
+                "the host yourself and use ConnectomeModel.from_pretrained(model, path)."
+            ) from error
     return model
 
 
@@ -291,6 +317,8 @@ def _recorded_class(config: ConnectomeConfig) -> tuple[Any, Any]:
     fields = dict(config.base_config)
     try:
         base_config = transformers.AutoConfig.for_model(fields.pop("model_type", None), **fields)
+        # These may name a kernel on the Hub, whose code transformers would fetch and run.
+        base_config._attn_implementation = base_config._experts_implementation = None
     except Exception as error:  # any architecture's validators may raise anything
         raise ConfigError(
             f"the recorded config of {config.architecture} is refused by transformers: {error}"

@@ -126,7 +126,8 @@ def train_arm(
     """
     assert connectome.config is not None
     reset = arguments.child_reset or connectome.config.reset
-    host = name_causal_loss(build_host(connectome.config, seed=seed))
+    host = build_host(connectome.config, seed=seed)
+    name_causal_loss(host)
     wiring = ARMS[arm](connectome, seed)
     callbacks: list[Any] = [_progress(arm, seed, wiring, corpus, arguments, training)]
     if wiring is not None:

@@ -82,7 +82,8 @@ class _FreshStd(Reset):
     def check(self, entry: SignedMask, context: ResetContext) -> None:
         """Refuse a parameter that is initialised to a constant."""
         super().check(entry, context)
-        if not self.std(context) > 0:
+        fresh = context.fresh()
+        if fresh.min() == fresh.max():  # rounding may give their standard deviation a trace
             raise ConfigError(
                 f"{context.name!r} is initialised to a constant, so its initial standard deviation "
                 "is 0 and gives no magnitude. Use reset='sign_constant' or 'tensor_scale', or "
@@ -142,7 +143,8 @@ class VariancePreserving(_FreshStd):
 
     def values(self, entry: SignedMask, context: ResetContext) -> Tensor:
         """Return sign x initial standard deviation / sqrt(density)."""
-        return entry.sign().float() * (self.std(context) / entry.density**0.5)
+        constant: Tensor = self.std(context) / entry.density**0.5
+        return entry.sign().float() * constant
 
 
 @resets.register("tensor_scale")

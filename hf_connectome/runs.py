@@ -86,7 +86,7 @@ def last_checkpoint(folder: Path) -> Path | None:
         if is_complete(checkpoint):
             return checkpoint
         logger.warning("%s was not written to its end; it is removed.", checkpoint)
-        shutil.rmtree(checkpoint)
+        shutil.rmtree(checkpoint, ignore_errors=True)  # another rank may be at it too
     return None
 
 

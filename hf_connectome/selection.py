@@ -53,11 +53,11 @@ def keep(score: Tensor, mask: Tensor, n_drop: int, *, name: str = "parameter") -
     alive = _flags(mask)
     num_survivors = int(np.count_nonzero(alive))
     _check_count(n_drop, num_survivors, name)
+    candidates = flat[alive]
+    if np.isnan(candidates).any():
+        raise ScopeError(f"{name!r} has NaN scores on survivors; the weights have diverged.")
     kept = alive.copy()
     if n_drop:
-        candidates = flat[alive]
-        if np.isnan(candidates).any():
-            raise ScopeError(f"{name!r} has NaN scores on survivors; the weights have diverged.")
         candidates.partition(n_drop - 1)
         threshold = candidates[n_drop - 1]
         kept &= flat >= threshold
@@ -75,7 +75,7 @@ def keep_globally(
     """Drop exactly ``n_drop`` survivors of lowest score over all parameters together.
 
     Nothing is concatenated: two histograms over the bits of the scores find the threshold, and
-    one parameter's scores are in memory at a time (``score_of`` is called three times a name).
+    one parameter's scores are in memory at a time (``score_of`` is called four times a name).
     Ties go to the parameter first in sorted name order, then to the lower flat index.
 
     Args:
@@ -97,7 +97,8 @@ def keep_globally(
         return {name: masks[name].clone() for name in names}
 
     def keys(name: str) -> NDArray[np.uint32]:
-        return _sortable(_scores(score_of(name), masks[name], name)[candidates[name]])
+        score = score_of(name).to(torch.float32)
+        return _sortable(_scores(score, masks[name], name)[candidates[name]])
 
     # The n_drop-th smallest key, its high half first, then its low half among equal high halves.
     high, before = _bucket(((keys(name) >> 16) for name in names), n_drop)
@@ -124,12 +125,9 @@ def _candidates(
     score_of: Callable[[str], Tensor], mask: Tensor, name: str, min_survivors: int
 ) -> Flags:
     """Return the flat survivors that may be dropped: all but the best ``min_survivors``."""
-    score = score_of(name)
     alive = _flags(mask)
-    if np.isnan(_scores(score, mask, name)[alive]).any():
-        raise ScopeError(f"{name!r} has NaN scores on survivors; the weights have diverged.")
     num_free = max(int(np.count_nonzero(alive)) - min_survivors, 0)
-    return alive & ~_flags(keep(score, mask, num_free, name=name))
+    return alive & ~_flags(keep(score_of(name).to(torch.float32), mask, num_free, name=name))
 
 
 def _drop_first_ties(kept: Flags, flat: Scores, threshold: float, target: int) -> None:

@@ -166,11 +166,8 @@ def _check_drawn(
         f"{label} wires {list(drawn.names)}; the scope has {sorted(_SCOPE)}.",
     )
     for name, entry in drawn.items():
-        here, there = (
-            (entry.shape, entry.orientation),
-            (_SCOPE[name].shape, _SCOPE[name].orientation),
-        )
-        _expect(here == there, f"{label}: {name!r} is {here}; in the scope it is {there}.")
+        here = ScopedParameter(name, entry.shape, entry.orientation)
+        _expect(here == _SCOPE[name], f"{label}: it has {here}; the scope has {_SCOPE[name]}.")
         _expect(
             entry.num_survivors == wanted[name],
             f"{label}: {name!r} has {entry.num_survivors} survivors, expected {wanted[name]}.",

@@ -103,9 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(corpus.describe())
             print(f"model: {trainer.model.num_parameters():,} parameters, {trainer.connectome}")
             if checkpoint is not None:
-                print(
-                    f"going on from {checkpoint}, step {step_of(checkpoint)} of {training.max_steps}"
-                )
+                done = f"step {step_of(checkpoint)} of {training.max_steps}"
+                print(f"going on from {checkpoint}: {done}")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         if speaks:
             print(lineage_table(trainer))

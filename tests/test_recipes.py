@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import os
 import random
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import yaml
 from hf_connectome import Connectome
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-WORDS = "the a small large red green stone river bird runs sings falls under over near far".split()
+WORDS = ("the", "a", "small", "large", "red", "stone", "river", "bird", "runs", "sings", "falls")
 
 
 def recipe(name):
@@ -73,7 +74,7 @@ def test_evolve_started_again_says_where_it_goes_on(texts, run, capsys):
     before = Connectome.from_pretrained(run / "generation-2").digest
     recipe("evolve").main(evolve_options(texts, run))
     said = capsys.readouterr().out
-    assert f"going on from {run / 'checkpoint-16'}, step 16 of 16" in said
+    assert f"going on from {run / 'checkpoint-16'}: step 16 of 16" in said
     assert "to inherit" in said
     assert Connectome.from_pretrained(run / "generation-2").digest == before
 
@@ -145,36 +146,60 @@ def test_inherit_refuses_a_folder_without_a_connectome(texts, tmp_path, capsys):
     assert "holds no connectome" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("config", sorted((RECIPES / "configs").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_config_is_taken_by_its_recipe(config, monkeypatch, tmp_path):
-    name = "inherit" if config.stem.endswith("inherit") else "evolve"
-    module = recipe(name)
+@pytest.mark.parametrize("name", sorted(p.stem for p in (RECIPES / "configs").glob("*.yaml")))
+def test_every_config_is_taken_by_its_recipe(name, monkeypatch, tmp_path):
+    inherits = name.endswith("inherit")
+    module = recipe("inherit" if inherits else "evolve")
     reached = {}
 
-    class Reached(Exception):
+    class ReachedError(Exception):
         pass
 
     def claim(folder, settings):
         reached.update(settings)
-        raise Reached
+        raise ReachedError
 
     monkeypatch.setattr(module, "claim", claim)
-    options = ["--config", config.stem, "--output_dir", str(tmp_path), "--use_cpu", "true"]
-    if name == "inherit":
+    options = ["--config", name, "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    if inherits:
         with pytest.raises(SystemExit):  # everything was read but the connectome
             module.main([*options, "--connectome", str(tmp_path)])
         return
-    with pytest.raises(Reached):
+    with pytest.raises(ReachedError):
         module.main([*options, "--bf16", "false"])
-    for key, value in yaml.safe_load(config.read_text()).items():
+    for key, value in yaml.safe_load((RECIPES / "configs" / f"{name}.yaml").read_text()).items():
         if key in reached and isinstance(value, (int, float)) and not isinstance(value, bool):
             assert reached[key] == value
 
 
 def test_help_lists_the_recipe_s_own_options_first():
     shown = subprocess.run(
-        [sys.executable, RECIPES / "evolve.py", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, RECIPES / "evolve.py", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert shown.index("--dataset") < shown.index("--prune_fraction") < shown.index("--per_device")
 
 
+def test_two_processes_evolve_one_connectome(texts, tmp_path):
+    options = evolve_options(texts, tmp_path / "two", "--ddp_backend", "gloo")
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    done = subprocess.run(
+        [*launch, RECIPES / "evolve.py", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("to inherit") == 1  # one process speaks
+    saved = Connectome.from_pretrained(tmp_path / "two" / "generation-2")
+    assert saved.config.generation == 2

@@ -16,9 +16,10 @@ import yaml
 import hf_connectome
 from hf_connectome.config import ConnectomeConfig
 from hf_connectome.connectome import Connectome, SignedMask
-from hf_connectome.criteria import CriterionContext, criteria
+from hf_connectome.criteria import criteria
 from hf_connectome.reset import resets
 from hf_connectome.storage import to_bytes
+from hf_connectome.testing import check_criterion
 from hf_connectome.wirings import wirings
 
 ROOT = Path(__file__).parent.parent
@@ -187,6 +188,4 @@ def test_the_example_in_contributing_works(tmp_path: Path, monkeypatch: pytest.M
     scope: dict[str, Any] = {}
     exec(its_test, scope)
     scope["test_scores_are_relative_to_the_mean_of_the_row"]()
-    ones = torch.ones(2, 2)
-    score = criteria.get("row_relative")().score(ones, ones.bool(), CriterionContext(name="w"))
-    assert torch.equal(score, ones)
+    check_criterion(criteria.get("row_relative")())

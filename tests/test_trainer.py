@@ -95,7 +95,8 @@ def test_dead_weights_are_zero_in_every_checkpoint(finished):
 
 
 def test_no_file_of_a_run_is_readable_by_its_owner_alone(finished):
-    for folder in (finished.generation_folder(3), finished.output_folder / "checkpoint-18" / "connectome"):
+    checkpoint = finished.output_folder / "checkpoint-18"
+    for folder in (finished.generation_folder(3), checkpoint / "connectome"):
         assert all(file.stat().st_mode & 0o044 for file in folder.rglob("*"))
 
 
@@ -161,7 +162,8 @@ def test_every_reset_runs_and_leaves_its_values(tmp_path, reset):
     class Watch(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **parts):
             if state.global_step in (2, 6):
-                kept[state.global_step] = {n: p.detach().clone() for n, p in model.named_parameters()}
+                weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+                kept[state.global_step] = weights
 
     run.add_callback(Watch())
     run.train()
@@ -338,7 +340,8 @@ def test_a_scope_that_matches_nothing_is_refused(tmp_path):
 def test_a_peft_model_is_refused(tmp_path):
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(evolve_worker.model(), LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    config = LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True)
+    model = get_peft_model(evolve_worker.model(), config)
     with pytest.raises(ConfigError, match=r"model\.get_base_model"):
         GenerationalTrainer(model, GenerationalArguments(str(tmp_path), use_cpu=True))
 
@@ -351,7 +354,7 @@ def test_disk_full_while_saving_a_generation_leaves_the_others_whole(finished, t
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(StorageError, match="generation-3.*What was there before is whole"):
+        with pytest.raises(StorageError, match=r"generation-3.*What was there before is whole"):
             run.train(resume_from_checkpoint=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hf_connectome.connectome import Connectome, SignedMask
-from hf_connectome.errors import ScopeError
+from hf_connectome.errors import ScopeError, some
 from hf_connectome.seeding import generator
 from hf_connectome.selection import keep
 from hf_connectome.wirings.base import Wiring, wirings
@@ -40,15 +40,20 @@ class RandomWiring(Wiring):
         self, scope: Mapping[str, ScopedParameter], density: float | Mapping[str, float], seed: int
     ) -> Connectome:
         """Draw each parameter from its own generator; see :class:`Wiring`."""
+        if isinstance(density, Mapping) and (missing := [n for n in scope if n not in density]):
+            raise ScopeError(
+                f"there is no density for {some(missing)}; expected one for every parameter in "
+                "scope. Give it, or one number for all."
+            )
         entries = {}
         for name, parameter in scope.items():
-            wanted = density if isinstance(density, (int, float)) else density[name]
+            wanted = density[name] if isinstance(density, Mapping) else density
             num_weights = torch.Size(parameter.shape).numel()
-            num_survivors = round(wanted * num_weights)
-            if not 0.0 < wanted <= 1.0 or num_survivors == 0:
+            num_survivors = round(wanted * num_weights) if 0.0 < wanted <= 1.0 else 0
+            if num_survivors == 0:
                 raise ScopeError(
-                    f"{name!r}: density {wanted} of {num_weights} weights leaves {num_survivors}; "
-                    "expected a density in (0, 1] that keeps at least one weight."
+                    f"{name!r}: density {wanted} of {num_weights} weights; expected a density in "
+                    "(0, 1] that keeps at least one weight."
                 )
             entries[name] = draw_entry(
                 parameter.shape, num_survivors, seed, name, parameter.orientation

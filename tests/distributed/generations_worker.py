@@ -1,0 +1,119 @@
+"""Evolve a tiny model on all processes: whole, interrupted and resumed, and led astray: OUTPUT."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from masks_worker import digest
+from tiny import tiny_model
+from torch import distributed
+from transformers import TrainerCallback
+
+from hf_connectome import GenerationalArguments, GenerationalTrainer
+from hf_connectome.errors import RunError
+
+
+class StopAt(TrainerCallback):
+    """Ends training early, as an interrupt does after a checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        control.should_training_stop = state.global_step == self.step
+
+
+class LeadAstray(TrainerCallback):
+    """Changes the weights of one rank before a boundary, as a broken machine would."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        if state.global_step == 3 and args.process_index == 1:
+            with torch.no_grad():
+                for parameter in parts["model"].parameters():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def trainer(folder: Path, *callbacks: TrainerCallback, seed: int = 0) -> GenerationalTrainer:
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randint(2, 97, (128, 6), generator=draw)
+    arguments = GenerationalArguments(
+        str(folder),
+        generations=2,
+        steps_per_generation=4,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        lr_scheduler_type="cosine",
+        warmup_steps=1,
+        save_steps=5,
+        logging_steps=1,
+        use_cpu=True,
+        ddp_backend="gloo",
+        disable_tqdm=True,
+        report_to="none",
+    )
+    return GenerationalTrainer(
+        tiny_model("gpt2", seed),
+        arguments,
+        train_dataset=[{"input_ids": row, "labels": row} for row in rows],
+        callbacks=list(callbacks),
+    )
+
+
+def outcome(run: GenerationalTrainer) -> dict[str, Any]:
+    weights = {name: p.detach() for name, p in run.model.named_parameters()}
+    alive = {name: run.connectome.mask(name) for name in run.connectome}
+    return {
+        "world_size": run.accelerator.num_processes,
+        "distributed": str(run.accelerator.distributed_type),
+        "generation": run.generation,
+        "step": run.state.global_step,
+        "connectome": run.connectome.digest,
+        "weights": digest(weights),
+        "leaks": sum(int(weights[n][~mask].count_nonzero()) for n, mask in alive.items()),
+        "num_survivors": run.connectome.num_survivors,
+        "losses": [r["loss"] for r in run.state.log_history if "loss" in r],
+        "lineage": list(run.connectome.lineage),
+    }
+
+
+def on_every_rank(value: Any) -> list[Any]:
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def main(output: Path) -> None:
+    results: dict[str, list[Any]] = {}
+    whole = trainer(output / "whole")
+    whole.train()
+    results["whole"] = on_every_rank(outcome(whole))
+
+    interrupted = trainer(output / "resumed", StopAt(5))
+    interrupted.train()
+    results["interrupted"] = on_every_rank(outcome(interrupted))
+    resumed = trainer(output / "resumed", seed=1)  # other weights, so that nothing is left of them
+    resumed.train(resume_from_checkpoint=True)
+    results["resumed"] = on_every_rank(outcome(resumed))
+    boundary = trainer(output / "boundary", seed=1)
+    boundary.train(resume_from_checkpoint=str(output / "whole" / "checkpoint-4"))
+    results["boundary"] = on_every_rank(outcome(boundary))
+
+    try:
+        trainer(output / "astray", LeadAstray()).train()
+        results["astray"] = on_every_rank("no error")
+    except RunError as error:
+        results["astray"] = on_every_rank(str(error))
+    if distributed.get_rank() == 0:
+        (output / "results.json").write_text(json.dumps(results))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
