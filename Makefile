@@ -5,6 +5,11 @@ WORKERS ?= 2
 RUN ?= runs/cpu
 EXTRAS := dev,report
 
+# The pinned releases need Python 3.11; on 3.10 the oldest supported ones serve.
+PINS := $(shell $(PYTHON) -c 'import sys; print("dev" if sys.version_info >= (3, 11) else "floor")' 2>/dev/null || echo dev)
+# Old releases warn about what newer ones changed; that is not ours to fix.
+WARNINGS = $(if $(filter floor,$(PINS)),-W default)
+
 VENV := .venv
 FLOOR := .venv-floor
 BIN := $(VENV)/bin
@@ -30,7 +35,7 @@ evolve: venv ## Main job: evolve a small connectome on this machine, then let ch
 	$(LAUNCH) recipes/inherit.py --config recipes/configs/cpu_inherit.yaml --connectome $(RUN) --output_dir $(RUN)/inherit
 
 test: venv ## Run the tests (minutes)
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) $(WARNINGS)
 
 test-slow: venv ## Run the tests that take long
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m slow
@@ -58,10 +63,10 @@ clean: ## Remove environments, caches and builds; runs/ stays
 	rm -rf $(VENV) $(FLOOR) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find hf_connectome recipes tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.installed: pyproject.toml constraints/dev.txt
-	@$(call python_is,3,11,constraints/dev.txt pins releases that need it)
+$(VENV)/.installed: pyproject.toml constraints/$(PINS).txt
+	@$(call python_is,3,10,the library needs it)
 	@echo "Installing into $(VENV); the first time takes a few minutes."
-	@$(call install,$(VENV),constraints/dev.txt,-e '.[$(EXTRAS)]')
+	@$(call install,$(VENV),constraints/$(PINS).txt,-e '.[$(EXTRAS)]')
 
 $(FLOOR)/.installed: pyproject.toml constraints/floor.txt
 	@$(call python_is,3,10,the library needs it)

@@ -134,6 +134,11 @@ class GenerationalArguments(TrainingArguments):
                 "load_best_model_at_end would put weights of one generation under the mask of "
                 "another. Leave it out; save_total_limit says how many checkpoints stay."
             )
+        if self.save_only_model:
+            raise ConfigError(
+                "save_only_model leaves out what a resume needs. Leave it out; save_total_limit "
+                "bounds the space that checkpoints take."
+            )
         if self.auto_find_batch_size:
             raise ConfigError(
                 "auto_find_batch_size restarts training with the generation already advanced. Set "

@@ -83,7 +83,10 @@ class ConnectomeConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         """Validate types and ranges: the file may come from a stranger."""
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        try:
+            super().__post_init__()  # type: ignore[no-untyped-call]
+        except ValueError as error:  # PEFT knows which task types there are
+            raise ConfigError(f"task_type is refused by PEFT. {error}") from error
         # PEFT types the field by its closed enum; see ConnectomePeftType.
         self.peft_type = ConnectomePeftType.CONNECTOME
         if isinstance(self.target_modules, (set, tuple)):
@@ -109,6 +112,8 @@ class ConnectomeConfig(PeftConfig):
             "exclude_modules": (str, list, type(None)),
             "density": (int, float),
             "density_pattern": dict,
+            "wiring": str,
+            "reset": str,
             "magnitude": (int, float),
             "seed": int,
             "generation": int,
@@ -127,9 +132,21 @@ class ConnectomeConfig(PeftConfig):
                     f"{name} is {value!r} ({type(value).__name__}); see the field's help for what "
                     "it may be."
                 )
-        for name, value in (("lineage", self.lineage),):
-            if not all(isinstance(row, dict) for row in value):
-                raise ConfigError(f"{name} must be a list of mappings, one a generation.")
+        self._check_items()
+
+    def _check_items(self) -> None:
+        lists = {"target_modules": str, "exclude_modules": str, "lineage": dict}
+        for name, kind in lists.items():
+            value = getattr(self, name)
+            odd = [item for item in value or () if not isinstance(item, kind)]
+            if odd:
+                raise ConfigError(f"{name} has {odd[0]!r}; expected a list of {kind.__name__}.")
+        for name, density in self.density_pattern.items():
+            number = isinstance(density, (int, float)) and not isinstance(density, bool)
+            if not number or not 0.0 < density <= 1.0:
+                raise ConfigError(
+                    f"density_pattern has {density!r} for {name!r}; expected a number in (0, 1]."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON types."""

@@ -5,6 +5,7 @@ Pure functions of weights and settings; training, files and devices are the trai
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.criteria import CriterionContext, criteria
-from hf_connectome.errors import ConfigError, ScopeError
+from hf_connectome.errors import ConfigError, ScopeError, UnknownNameError, did_you_mean
 from hf_connectome.hosts import check_host, full_tensor, wire
 from hf_connectome.scope import parameters_of, unwrap
 from hf_connectome.selection import keep, keep_globally
@@ -48,9 +49,13 @@ class Pruning:
 
         Raises:
             ScopeError: names the parameter, its size and the generation.
-            UnknownNameError: no such criterion.
+            UnknownNameError: no such criterion or selection.
         """
         criteria.get(self.criterion)
+        if self.selection not in SELECTIONS:
+            raise UnknownNameError(
+                f"unknown selection {self.selection!r}. {did_you_mean(self.selection, SELECTIONS)}"
+            )
         if self.selection == "global":
             return  # the floor of keep_globally sees to it
         for name, parameter in scope.items():
@@ -164,7 +169,8 @@ def fresh_twin(model: nn.Module, seed: int) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
-        twin: nn.Module = from_config(config, dtype=torch.float32)
+        # On a copy: transformers notes the twin's dtype in the config that it is given.
+        twin: nn.Module = from_config(copy.deepcopy(config), dtype=torch.float32)
     return twin
 
 

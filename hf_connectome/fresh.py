@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_connectome.coercion import Text, coerce
 from hf_connectome.errors import ConfigError, UnknownNameError, did_you_mean
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def fresh_model(
 
     Raises:
         UnknownNameError: no such model type, or no such field of its config.
-        ConfigError: a value of the wrong kind, or a block longer than the model's context.
+        ConfigError: a value of the wrong kind, sizes that do not go together, a block longer than
+            the model's context, or an architecture without a causal language model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -62,9 +64,20 @@ def fresh_model(
             if hasattr(config, token):
                 setattr(config, token, getattr(tokenizer, token))
     _check_context(config, block_size)
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ConfigError(
+            f"transformers has no causal language model of the type {config.model_type!r}. Use one "
+            "that has, such as gpt2 or llama."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except ValueError as error:
+            raise ConfigError(
+                f"no {config.model_type} of these sizes can be built: {error} Change "
+                f"model_overrides, which is {arguments.model_overrides!r}."
+            ) from error
     name_causal_loss(model)
     return model
 
@@ -109,28 +122,19 @@ def _is_overridden(key: str, overrides: str | None) -> bool:
 
 
 def _override(config: PreTrainedConfig, overrides: str | None) -> None:
-    import yaml
-
     for key, text in _pairs(overrides).items():
         if not hasattr(config, key):
             known = list(config.to_dict())
             raise UnknownNameError(
                 f"a {config.model_type} config has no {key!r}. {did_you_mean(key, known)}"
             )
-        value: Any = yaml.safe_load(text)
         old = getattr(config, key)
-        if isinstance(value, str) and isinstance(old, float):
-            value = _number(key, value)  # YAML reads 6e-4 as a string
-        if isinstance(old, (int, float)) and not isinstance(value, (int, float)):
-            raise ConfigError(f"model_overrides: {key} is {text!r}; expected a number like {old}.")
-        setattr(config, key, value)
-
-
-def _number(key: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"model_overrides: {key} is {text!r}; expected a number.") from None
+        kind = type(old) if isinstance(old, (bool, int, float, str)) else Any
+        value = coerce(f"model_overrides: {key}", Text(text), kind)
+        try:
+            setattr(config, key, value)
+        except Exception as error:  # a config may validate as it likes
+            raise ConfigError(f"model_overrides: {key} is {text!r}, but {error}") from error
 
 
 def _check_context(config: PreTrainedConfig, block_size: int) -> None:

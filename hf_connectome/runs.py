@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +60,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(file, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
         return False
-    recorded = json.loads(file.read_text(encoding="utf-8"))
+    recorded = _recorded(file)
     differences = [
         f"{key}: {recorded.get(key)!r} there, {settings.get(key)!r} here"
         for key in sorted(recorded.keys() | settings.keys())
@@ -75,18 +74,29 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
     return True
 
 
+def _recorded(file: Path) -> dict[str, Any]:
+    try:
+        recorded = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(recorded, dict):
+            raise ValueError("it holds no settings")
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{file} says whose run this is but cannot be read: {error}. Use another --output_dir, "
+            "or remove the file to start anew here."
+        ) from error
+    return recorded
+
+
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end; remove unfinished later ones.
+    """Return the newest checkpoint that was written to its end.
 
     transformers writes a checkpoint file by file; what a kill leaves half-written must not be
-    resumed from.
+    resumed from. It is left alone: the run will write it anew when it gets there.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
-    for checkpoint in found:
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         if is_complete(checkpoint):
             return checkpoint
-        logger.warning("%s was not written to its end; it is removed.", checkpoint)
-        shutil.rmtree(checkpoint, ignore_errors=True)  # another rank may be at it too
+        logger.warning("%s was not written to its end; an earlier one is used.", checkpoint)
     return None
 
 
@@ -104,13 +114,13 @@ def is_complete(checkpoint: Path) -> bool:
         state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(state.get("global_step") == step_of(checkpoint))
+    return isinstance(state, dict) and bool(state.get("global_step") == step_of(checkpoint))
 
 
 def step_of(checkpoint: Path) -> int:
     """Return the optimizer step at which a checkpoint was taken, -1 if its name has none."""
     number = checkpoint.name.rpartition("-")[2]
-    return int(number) if number.isdigit() else -1
+    return int(number) if number.isdecimal() else -1
 
 
 def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def read_config(folder: Path) -> ConnectomeConfig:
         raise FormatError(f"{file} has {file.stat().st_size} bytes; at most {_MAX_CONFIG_BYTES}.")
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also text that is no UTF-8, numbers too long
         raise FormatError(f"{file} is not JSON: {error}.") from error
     kind = fields.get("peft_type") if isinstance(fields, dict) else None
     if kind != ConnectomePeftType.CONNECTOME.value:
@@ -214,12 +214,26 @@ def _open(file: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
         with safe_open(file, framework="np") as handle:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
             metadata = handle.metadata() or {}
+        _refuse_doubled_names(file)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FormatError(
             f"{file} ({file.stat().st_size} bytes) is not a sound safetensors file: {error}. "
             "Download it again."
         ) from error
     return tensors, metadata
+
+
+def _refuse_doubled_names(file: Path) -> None:
+    """Raise ValueError if a name stands twice: safetensors takes the last, a reader may not."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(fields := dict(pairs)) < len(pairs):
+            raise ValueError(f"a name stands twice among {some(name for name, _ in pairs)}")
+        return fields
+
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        json.loads(stream.read(size), object_pairs_hook=unique)
 
 
 def _check_metadata(metadata: Mapping[str, str], file: Path) -> None:
@@ -358,19 +372,20 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     An earlier ``folder`` is replaced then; until then it stays as it is.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    scratch, old = (folder.parent / f".{folder.name}.{kind}" for kind in ("new", "old"))
+    if old.exists() and not folder.exists():  # killed between the two renames below
+        old.rename(folder)
+    for left_by_a_kill in (scratch, old):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
     try:
+        scratch.mkdir()
         yield scratch
-        scratch.chmod(0o755)
         if folder.exists():
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-            folder.rename(old / folder.name)
-            scratch.rename(folder)
-            shutil.rmtree(old)
-        else:
-            scratch.rename(folder)
+            folder.rename(old)
+        scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _existing(path: Path) -> Path:

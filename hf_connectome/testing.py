@@ -234,7 +234,8 @@ def check_host(model: nn.Module, *, scope: str = "all-matrices") -> None:
 def _check_step(host: nn.Module, connectome: Connectome) -> None:
     from hf_connectome.enforcement import MaskEnforcer
 
-    trained = [p for p in host.parameters() if p.requires_grad and p.is_floating_point()]
+    trained = [p for p in host.parameters() if p.requires_grad]
+    _expect(bool(trained), f"{type(host).__name__} has no parameter that is trained.")
     optimizer = torch.optim.AdamW(trained, lr=0.1, weight_decay=0.1)
     enforcer = MaskEnforcer(host, connectome).attach(optimizer)
     before = [p.detach().clone() for p in trained]

@@ -242,7 +242,10 @@ def test_a_half_written_checkpoint_is_passed_over(finished, tmp_path):
     shutil.copytree(finished.output_folder, folder)
     (folder / "checkpoint-18" / "trainer_state.json").write_text('{"global_step": 1')
     assert last_checkpoint(folder) == folder / "checkpoint-16"
-    assert not (folder / "checkpoint-18").exists()
+    run = evolve_worker.trainer(folder)
+    run.train(resume_from_checkpoint=True)
+    assert outcome(run) == outcome(finished)
+    assert last_checkpoint(folder) == folder / "checkpoint-18"
 
 
 def test_fused_experts_survive_a_resume(tmp_path):
