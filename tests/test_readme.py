@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, after the tiny run that its first command would have made."""
+"""The README's Python runs as it stands, after the tiny run that its first command would make."""
 
 import re
 import shutil

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,9 +155,13 @@ def main(output: Path) -> None:
             save_file(weights, output / f"{name}.safetensors")
     if rank == 0:
         (output / "results.json").write_text(json.dumps(results))
+    distributed.barrier()
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(Path(sys.argv[1]))
+    # gloo's threads now and then abort the interpreter's shutdown, long after the results are safe.
+    sys.stdout.flush()
+    os._exit(0)
