@@ -41,7 +41,7 @@ class GenerationalArguments(TrainingArguments):
     )
     criterion: str = field(
         default="magnitude",
-        metadata={"help": "What makes a weight worth keeping: magnitude, random."},
+        metadata={"help": f"What makes a weight worth keeping: {', '.join(criteria)}."},
     )
     selection: str = field(
         default="per-tensor",
@@ -122,7 +122,7 @@ class GenerationalArguments(TrainingArguments):
             ("magnitude", (int, float)),
         ):
             value = getattr(self, name)
-            if not isinstance(value, kind) or isinstance(value, bool):  # type: ignore[arg-type]
+            if not isinstance(value, kind) or isinstance(value, bool):
                 expected = "a whole number" if kind is int else "a number"
                 raise ConfigError(f"{name} is {value!r}; expected {expected}.")
         if not 0.0 < self.magnitude < float("inf"):

@@ -1,11 +1,17 @@
-"""Criteria by name: one file each, registered on import."""
+"""Criteria by name: one file each in this folder, registered on import."""
 
 from __future__ import annotations
+
+import importlib
+import pkgutil
 
 from hf_connectome.criteria.base import Criterion, CriterionContext, criteria
 from hf_connectome.criteria.magnitude import Magnitude
 from hf_connectome.criteria.random import Random
 
 register = criteria.register
+
+for _module in pkgutil.iter_modules(__path__):  # a new file needs no line here
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["Criterion", "CriterionContext", "Magnitude", "Random", "criteria", "register"]
