@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from hf_connectome.data import Corpus
 
 RESULTS_FOLDER = "arms"
+EXTENDING = ("arms", "seeds", "first_seed")
+"""Settings that add runs to a comparison and change none that is there."""
 
 ARMS: dict[str, Callable[[Connectome, int], Connectome | None]] = {
     "connectome": lambda connectome, _: connectome,
@@ -52,7 +54,10 @@ class InheritanceArguments:
         default_factory=lambda: ["connectome", "random", "dense"],
         metadata={"help": "Arms to train: connectome, random (same density per parameter), dense."},
     )
-    seeds: int = field(default=4, metadata={"help": "Runs per arm, paired: seeds 0, 1, 2…"})
+    seeds: int = field(default=4, metadata={"help": "Runs per arm, paired by seed."})
+    first_seed: int = field(
+        default=0, metadata={"help": "First of the seeds, to share the work among processes."}
+    )
     steps: int = field(default=400, metadata={"help": "Optimizer steps of every arm."})
     child_reset: str | None = field(
         default=None,
@@ -66,9 +71,10 @@ class InheritanceArguments:
                 raise UnknownNameError(f"unknown arm {arm!r}. {did_you_mean(arm, ARMS)}")
         if len(set(self.arms)) < len(self.arms):
             raise ConfigError(f"arms names one twice: {', '.join(self.arms)}.")
-        if self.seeds < 1 or self.steps < 1:
+        if self.seeds < 1 or self.steps < 1 or self.first_seed < 0:
             raise ConfigError(
-                f"seeds is {self.seeds} and steps is {self.steps}; both must be at least 1."
+                f"seeds is {self.seeds}, steps {self.steps} and first_seed {self.first_seed}; "
+                "expected at least 1, 1 and 0."
             )
 
 
@@ -172,7 +178,7 @@ def train_arms(
     Seeds are the outer loop, so that an interrupted run has whole pairs.
     """
     results = []
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for arm in arguments.arms:
             file = output / RESULTS_FOLDER / f"{arm}-seed{seed}.json"
             done = _stored(file)

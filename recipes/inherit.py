@@ -27,7 +27,7 @@ from hf_connectome.data import DataArguments, load_corpus, load_tokenizer, token
 from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.arms import as_json, by_arm, markdown_table, summarise
 from hf_connectome.hosts import check_tokenizer
-from hf_connectome.inheritance import InheritanceArguments, find_connectome, train_arms
+from hf_connectome.inheritance import EXTENDING, InheritanceArguments, find_connectome, train_arms
 from hf_connectome.parsing import explicit_settings, friendly_errors, parse
 from hf_connectome.runs import claim, deciding
 from hf_connectome.storage import write_atomically
@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         output = Path(training.output_dir)
         transformers_logging.disable_progress_bar()
         settings = deciding(explicit_settings((arguments, data, training)))
+        settings = {key: value for key, value in settings.items() if key not in EXTENDING}
         claim(output, settings | {"connectome": connectome.digest})
         tokenizer = inherited_tokenizer(connectome, source, data)
         with training.main_process_first(desc="tokenising"):
