@@ -287,8 +287,19 @@ class GenerationalTrainer(Trainer):
     def _check_same_run(self, saved: Connectome, checkpoint: Path) -> None:
         assert saved.config is not None
         assert self.connectome.config is not None
-        for key in ("base_fingerprint", "target_modules", "reset", "magnitude", "seed"):
-            there, here = getattr(saved.config, key), getattr(self.connectome.config, key)
+        recorded = vars(saved.config) | (dict(saved.lineage[-1]) if saved.lineage else {})
+        wanted = vars(self.connectome.config) | vars(self.args)
+        for key in (
+            "base_fingerprint",
+            "target_modules",
+            "prune_fraction",
+            "criterion",
+            "selection",
+            "reset",
+            "magnitude",
+            "seed",
+        ):
+            there, here = recorded.get(key, wanted[key]), wanted[key]
             if there != here:
                 raise RunError(
                     f"{checkpoint} belongs to a run of another configuration: {key} is {there!r} "

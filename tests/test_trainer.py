@@ -321,6 +321,8 @@ def test_a_checkpoint_of_another_configuration_is_refused(finished, tmp_path):
     shutil.copytree(finished.output_folder, folder)
     with pytest.raises(RunError, match="reset is 'sign_constant' there, 'init_std' here"):
         evolve_worker.trainer(folder, reset="init_std").train(resume_from_checkpoint=True)
+    with pytest.raises(RunError, match=r"prune_fraction is 0\.2 there, 0\.3 here"):
+        evolve_worker.trainer(folder, prune_fraction=0.3).train(resume_from_checkpoint=True)
     with pytest.raises(RunError, match="steps_per_generation"):
         evolve_worker.trainer(folder, steps_per_generation=10).train(resume_from_checkpoint=True)
 
