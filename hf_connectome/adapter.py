@@ -22,6 +22,7 @@ from peft import PeftConfig, mapping
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.peft_types import register_peft_method
 
+from hf_connectome.arrays import from_arrays, to_arrays
 from hf_connectome.config import ConnectomeConfig, ConnectomePeftType
 from hf_connectome.enforcement import MaskEnforcer, refuse_flat_shards
 from hf_connectome.errors import (
@@ -37,7 +38,7 @@ from hf_connectome.errors import (
 from hf_connectome.hosts import describe, scope_fingerprint, wire
 from hf_connectome.scope import resolve
 from hf_connectome.skills import ConnectomeLayer, put_skill
-from hf_connectome.storage import from_arrays, to_arrays, write
+from hf_connectome.storage import write
 from hf_connectome.wirings import wirings
 
 if TYPE_CHECKING:

@@ -125,6 +125,11 @@ class GenerationalArguments(TrainingArguments):
             if not isinstance(value, kind) or isinstance(value, bool):
                 expected = "a whole number" if kind is int else "a number"
                 raise ConfigError(f"{name} is {value!r}; expected {expected}.")
+        if self.per_device_train_batch_size < 1:
+            raise ConfigError(
+                f"per_device_train_batch_size is {self.per_device_train_batch_size}; expected at "
+                "least 1."
+            )
         if not 0.0 < self.magnitude < float("inf"):
             raise ConfigError(f"magnitude is {self.magnitude}; expected a positive number.")
 

@@ -79,7 +79,9 @@ class MetricsFile(TrainerCallback):
             file = Path(args.output_dir) / METRICS_FILE
             with refused_writes_named(file):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                lines = (json.dumps(record, sort_keys=True) for record in state.log_history)
+                # transformers' closing summary counts from the last resume, not from the start.
+                records = (r for r in state.log_history if "train_runtime" not in r)
+                lines = (json.dumps(record, sort_keys=True) for record in records)
                 write_atomically(file, ("\n".join(lines) + "\n").encode())
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_connectome.architecture import name_causal_loss
 from hf_connectome.coercion import Text, coerce
 from hf_connectome.errors import ConfigError, UnknownNameError, did_you_mean
 
@@ -63,7 +64,12 @@ def fresh_model(
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if hasattr(config, token):
                 setattr(config, token, getattr(tokenizer, token))
-    _check_context(config, block_size)
+    check_context(config, block_size)
+    if tokenizer is not None and config.vocab_size < len(tokenizer):
+        raise ConfigError(
+            f"model_overrides sets vocab_size={config.vocab_size}, but the tokenizer has "
+            f"{len(tokenizer)} tokens. Leave vocab_size out, or make it at least as large."
+        )
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ConfigError(
             f"transformers has no causal language model of the type {config.model_type!r}. Use one "
@@ -73,22 +79,13 @@ def fresh_model(
         torch.manual_seed(seed)
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        except ValueError as error:
+        except Exception as error:  # any architecture may raise anything
             raise ConfigError(
                 f"no {config.model_type} of these sizes can be built: {error} Change "
                 f"model_overrides, which is {arguments.model_overrides!r}."
             ) from error
     name_causal_loss(model)
     return model
-
-
-def name_causal_loss(model: Any) -> None:
-    """Name the loss of a causal model that transformers cannot tell from its class (GPT-2).
-
-    It would compute the same loss, but warn, and count the first label of every row.
-    """
-    if getattr(model, "loss_type", "") is None and hasattr(model, "lm_head"):
-        model.loss_type = "ForCausalLM"
 
 
 def _config(name: str) -> PreTrainedConfig:
@@ -137,7 +134,12 @@ def _override(config: PreTrainedConfig, overrides: str | None) -> None:
             raise ConfigError(f"model_overrides: {key} is {text!r}, but {error}") from error
 
 
-def _check_context(config: PreTrainedConfig, block_size: int) -> None:
+def check_context(config: PreTrainedConfig, block_size: int) -> None:
+    """Refuse blocks that are longer than the positions a model has.
+
+    Raises:
+        ConfigError: names the field, both lengths and the way out.
+    """
     for key in _POSITIONS:
         positions = getattr(config, key, None)
         if isinstance(positions, int) and positions < block_size:

@@ -5,12 +5,15 @@ Parameters may be plain tensors or FSDP2 shards. Nothing is changed before every
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_connectome.architecture import build_host
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.errors import ConfigError, HostMismatchError, ScopeError, did_you_mean, some
 from hf_connectome.reset import ResetContext, resets
@@ -76,13 +79,11 @@ def check_host(connectome: Connectome, model: nn.Module) -> dict[str, nn.Paramet
         raise HostMismatchError(
             f"{type(unwrap(model)).__name__} has no parameter {some(missing)}, which the "
             f"connectome has. {did_you_mean(missing[0], list(parameters)[:8])} Use a host of the "
-            f"recorded architecture ({_architecture(connectome)})."
+            f"recorded architecture ({_architecture(connectome.config)})."
         )
-    shapes = {name: tuple(parameters[name].shape) for name in connectome}
-    odd = [name for name, entry in connectome.items() if shapes[name] != entry.shape]
-    if odd:  # an embedding of other length says most about why
-        name = next((n for n in odd if _other_length(connectome[n], shapes[n])), odd[0])
-        raise HostMismatchError(_shape_message(connectome, name, connectome[name], shapes[name]))
+    _check_shapes(
+        connectome.config, connectome, {n: tuple(parameters[n].shape) for n in connectome}
+    )
     orientations = resolve(model, "all-matrices")
     for name, entry in connectome.items():
         found = orientations[name].orientation if name in orientations else RAW
@@ -90,9 +91,80 @@ def check_host(connectome: Connectome, model: nn.Module) -> dict[str, nn.Paramet
             raise HostMismatchError(
                 f"{name!r} is stored {found} in the host, {entry.orientation} in the connectome: "
                 "the shapes are equal but one is the transpose of the other. Use a host of the "
-                f"recorded architecture ({_architecture(connectome)})."
+                f"recorded architecture ({_architecture(connectome.config)})."
             )
     return {name: parameters[name] for name in connectome}
+
+
+def check_depth(connectome: Connectome, model: nn.Module) -> None:
+    """Check that a host has no more layers in scope than the architecture that is recorded.
+
+    Part of a connectome may leave layers out, so its own names do not decide. A host may have more
+    of what is no further layer, such as another head. Without a recorded architecture: no check.
+
+    Raises:
+        HostMismatchError: names the first parameters that would silently stay dense.
+    """
+    if (config := connectome.config) is None:
+        return
+    try:
+        scope = resolve(model, config.target_modules or "all-matrices", config.exclude_modules)
+    except ScopeError:  # the connectome's own names are in the host; nothing else is in scope
+        return
+    layers = {_of_any_layer(name) for name in connectome}
+    more = [n for n in scope if n not in connectome and _of_any_layer(n) in layers]
+    recorded = _recorded_matrices(config) if more else {}
+    foreign = [name for name in more if name not in recorded] if recorded else []
+    if foreign:
+        raise HostMismatchError(
+            f"{type(unwrap(model)).__name__} has {some(foreign)} in scope, which the recorded "
+            f"architecture has not: {len(scope)} parameters in the host's scope, {len(connectome)} "
+            f"in the connectome. Use a host of the recorded architecture ({_architecture(config)}) "
+            "and sizes, or forget what is recorded: Connectome(dict(connectome))."
+        )
+
+
+def check_recorded(
+    config: ConnectomeConfig, model: nn.Module, packed: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Tell a host of other sizes from a damaged file, once masks have turned out not to fit.
+
+    Args:
+        config: the connectome's.
+        model: the host that it was read for.
+        packed: parameter name -> shape of the packed mask, ``(rows, ceil(columns / 8))``.
+
+    Raises:
+        HostMismatchError: the host's sizes are not those that the connectome was made for.
+    """
+    scope = resolve(model)
+    scope = {name: scope[name] for name in sorted(packed) if name in scope}
+    shapes = {name: parameter.shape for name, parameter in scope.items()}
+    if recorded := _recorded_matrices(config):
+        _check_shapes(config, {n: recorded[n] for n in scope if n in recorded}, shapes)
+        return
+    found = fingerprint((p.name, p.shape, p.orientation) for p in scope.values())
+    needed = {n: (s[0], -(-math.prod(s[1:]) // 8)) for n, s in shapes.items()}
+    odd = [name for name in needed if needed[name] != packed[name]]
+    if config.base_fingerprint not in (None, found) and odd:
+        name = odd[0]
+        raise HostMismatchError(
+            f"{name!r} is {shapes[name]} in the host, so its mask would be {needed[name]} bytes; "
+            f"in the connectome it is {packed[name]}. Use the model that the connectome was made "
+            "for."
+        )
+
+
+def _recorded_matrices(config: ConnectomeConfig) -> Mapping[str, ScopedParameter]:
+    """Return the matrices of the recorded architecture, none where it cannot be built."""
+    try:
+        return resolve(build_host(config, device="meta"))
+    except (ConfigError, ScopeError):
+        return {}
+
+
+def _of_any_layer(name: str) -> str:
+    return re.sub(r"\b\d+\b", "*", name)
 
 
 def check_tokenizer(connectome: Connectome, digest: str) -> None:
@@ -112,6 +184,17 @@ def check_tokenizer(connectome: Connectome, digest: str) -> None:
             f"{recorded[:12]}…: its embedding rows belong to other tokens. Use the tokenizer in "
             "the connectome's own folder."
         )
+
+
+def fresh_reset(connectome: Connectome) -> str:
+    """Return the recorded reset, or for one that needs a parent's weights what a fresh host can do.
+
+    Random weights are nothing to keep or to rewind to, so both become sign_constant, given signs.
+    """
+    recorded = connectome.config.reset if connectome.config is not None else "keep"
+    if recorded not in ("keep", "rewind"):
+        return recorded
+    return "sign_constant" if connectome.has_signs else "keep"
 
 
 @torch.no_grad()
@@ -142,6 +225,7 @@ def wire(
     policy = resets.get(reset or (config.reset if config is not None else "keep"))()
     constant = magnitude if magnitude is not None else (config.magnitude if config else 0.02)
     parameters = check_host(connectome, model)
+    check_depth(connectome, model)
     carried = _check_carried(connectome, model)
 
     def context(name: str) -> ResetContext:
@@ -234,22 +318,35 @@ def _check_carried(connectome: Connectome, model: nn.Module) -> dict[str, nn.Par
             raise HostMismatchError(
                 f"{name!r} travels whole with shape {tuple(value.shape)}; the host has "
                 f"{'no such parameter' if found is None else found}. Use a host of the recorded "
-                f"architecture ({_architecture(connectome)})."
+                f"architecture ({_architecture(connectome.config)})."
             )
     return {name: parameters[name] for name in connectome.values_carried}
 
 
-def _architecture(connectome: Connectome) -> str:
-    config = connectome.config
+def _architecture(config: ConnectomeConfig | None) -> str:
     return (config.architecture if config is not None else None) or "not recorded"
 
 
-def _other_length(entry: SignedMask, shape: tuple[int, ...]) -> bool:
+def _check_shapes(
+    config: ConnectomeConfig | None,
+    expected: Mapping[str, SignedMask] | Mapping[str, ScopedParameter],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    odd = [name for name, entry in expected.items() if shapes[name] != entry.shape]
+    if odd:  # an embedding of other length says most about why
+        name = next((n for n in odd if _other_length(expected[n], shapes[n])), odd[0])
+        raise HostMismatchError(_shape_message(config, name, expected[name], shapes[name]))
+
+
+def _other_length(entry: SignedMask | ScopedParameter, shape: tuple[int, ...]) -> bool:
     return entry.orientation == EMBEDDING and shape[1:] == entry.shape[1:]
 
 
 def _shape_message(
-    connectome: Connectome, name: str, entry: SignedMask, shape: tuple[int, ...]
+    config: ConnectomeConfig | None,
+    name: str,
+    entry: SignedMask | ScopedParameter,
+    shape: tuple[int, ...],
 ) -> str:
     both = f"{name!r} is {shape} in the host, {entry.shape} in the connectome."
     if _other_length(entry, shape):
@@ -257,75 +354,4 @@ def _shape_message(
             f"{both} The vocabularies differ, or the context lengths: use the tokenizer in the "
             f"connectome's folder and a host with {entry.shape[0]} rows."
         )
-    return (
-        f"{both} Use a host of the recorded architecture ({_architecture(connectome)}) and sizes."
-    )
-
-
-def build_host(
-    config: ConnectomeConfig,
-    *,
-    seed: int | None = None,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> nn.Module:
-    """Build a fresh model of the architecture that a connectome records. Nothing is downloaded.
-
-    Args:
-        config: with ``architecture`` and ``base_config``.
-        seed: seeds torch's global generator for the initialisation, and puts it back afterwards.
-        device: 'meta' gives names and shapes without memory.
-        dtype: of the weights; explicit, because a recorded bfloat16 would round 0.02.
-
-    Raises:
-        ConfigError: nothing is recorded, the class is not one of transformers' models, or it
-            cannot be built from the recorded config.
-    """
-    if config.architecture is None or config.base_config is None:
-        raise ConfigError(
-            "the connectome records no architecture, so no host can be built for it. Give one: "
-            "ConnectomeModel.from_pretrained(model, path), or "
-            "Connectome.from_pretrained(path, host=model)."
-        )
-    model_class, base_config = _recorded_class(config)
-    with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.device(device):
-        if seed is not None:
-            torch.manual_seed(seed)
-        try:
-            model: nn.Module = model_class._from_config(base_config, dtype=dtype)
-        except Exception as error:  # any architecture may raise anything
-            raise ConfigError(
-                f"no {config.architecture} can be built from the recorded config: {error}. Build "
-                "the host yourself and use ConnectomeModel.from_pretrained(model, path)."
-            ) from error
-    return model
-
-
-def _recorded_class(config: ConnectomeConfig) -> tuple[Any, Any]:
-    """Look up the recorded class among transformers' own; nothing from the file is executed."""
-    import transformers
-
-    assert config.architecture is not None
-    assert config.base_config is not None
-    found = getattr(transformers, config.architecture, None)
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-        raise ConfigError(
-            f"the recorded architecture {config.architecture!r} is no model class of transformers "
-            f"{transformers.__version__}. Upgrade transformers, or build the host yourself and use "
-            "ConnectomeModel.from_pretrained(model, path)."
-        )
-    fields = dict(config.base_config)
-    try:
-        base_config = transformers.AutoConfig.for_model(fields.pop("model_type", None), **fields)
-        # These may name a kernel on the Hub, whose code transformers would fetch and run.
-        base_config._attn_implementation = base_config._experts_implementation = None
-    except Exception as error:  # any architecture's validators may raise anything
-        raise ConfigError(
-            f"the recorded config of {config.architecture} is refused by transformers: {error}"
-        ) from error
-    if type(base_config) is not found.config_class:
-        raise ConfigError(
-            f"{config.architecture!r} does not take a {type(base_config).__name__}; the config was "
-            "altered."
-        )
-    return found, base_config
+    return f"{both} Use a host of the recorded architecture ({_architecture(config)}) and sizes."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -17,15 +18,20 @@ from typing import TYPE_CHECKING, Any
 from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from hf_connectome.architecture import build_host
 from hf_connectome.callbacks import MaskCallback, StepProgress
 from hf_connectome.controls import random_twin
 from hf_connectome.errors import ConfigError, RunError, UnknownNameError, did_you_mean
 from hf_connectome.evaluation.arms import ArmResult
-from hf_connectome.fresh import name_causal_loss
-from hf_connectome.hosts import build_host, wire
+from hf_connectome.fresh import check_context
+from hf_connectome.hosts import fresh_reset, wire
+from hf_connectome.reset import resets
+from hf_connectome.runs import CONNECTOME_FOLDER
 from hf_connectome.storage import CONFIG_FILE, refused_writes_named, write_atomically
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from hf_connectome.connectome import Connectome
     from hf_connectome.data import Corpus
 
@@ -47,7 +53,8 @@ class InheritanceArguments:
 
     connectome: str = field(
         metadata={
-            "help": "Folder of a connectome, or of an evolve run (its last generation is used)."
+            "help": "Folder of a connectome, of a checkpoint with one, or of an evolve run (its "
+            "last generation is used)."
         }
     )
     arms: list[str] = field(
@@ -61,11 +68,14 @@ class InheritanceArguments:
     steps: int = field(default=400, metadata={"help": "Optimizer steps of every arm."})
     child_reset: str | None = field(
         default=None,
-        metadata={"help": "First values of the survivors; by default what the connectome records."},
+        metadata={
+            "help": "First values of the survivors; by default what the connectome records, where "
+            "keep and rewind mean sign_constant."
+        },
     )
 
     def __post_init__(self) -> None:
-        """Refuse unknown arms and empty runs."""
+        """Refuse unknown arms and resets, and empty runs."""
         for arm in self.arms:
             if arm not in ARMS:
                 raise UnknownNameError(f"unknown arm {arm!r}. {did_you_mean(arm, ARMS)}")
@@ -76,10 +86,17 @@ class InheritanceArguments:
                 f"seeds is {self.seeds}, steps {self.steps} and first_seed {self.first_seed}; "
                 "expected at least 1, 1 and 0."
             )
+        if self.child_reset is not None:
+            resets.get(self.child_reset)
+        if self.child_reset == "rewind":
+            raise ConfigError(
+                "child_reset is 'rewind', which needs weights stored early in training; a "
+                "connectome carries none. Use 'sign_constant', or leave it out."
+            )
 
 
 def find_connectome(path: str | Path) -> Path:
-    """Return the folder that holds the connectome: ``path``, or a run's last generation.
+    """Return the folder that holds the connectome: ``path``, one in it, or the last generation.
 
     Raises:
         RunError: there is no connectome there.
@@ -87,13 +104,74 @@ def find_connectome(path: str | Path) -> Path:
     folder = Path(path)
     if (folder / CONFIG_FILE).is_file():
         return folder
+    if (folder / CONNECTOME_FOLDER / CONFIG_FILE).is_file():
+        return folder / CONNECTOME_FOLDER
     generations = [f for f in folder.glob("generation-*") if f.name.rpartition("-")[2].isdigit()]
     if generations:
         return max(generations, key=lambda f: int(f.name.rpartition("-")[2]))
+    is_hub_id = not folder.is_absolute() and len(folder.parts) == 2 and not folder.exists()
+    hub = f" Fetch a Hub id first: hf download {folder} --local-dir {folder.name}."
     raise RunError(
-        f"{folder} holds no connectome: neither {CONFIG_FILE} nor generation-<g> folders. Give the "
-        "folder of a connectome, or the output_dir of recipes/evolve.py."
+        f"{folder} holds no connectome: neither {CONFIG_FILE}, nor {CONNECTOME_FOLDER}/ or "
+        "generation-<g> folders. Give the folder of a connectome, or the output_dir of "
+        f"recipes/evolve.py.{hub if is_hub_id else ''}"
     )
+
+
+def default_output(path: str | Path) -> Path:
+    """Return where results go by default: beside a generation or checkpoint, not into it.
+
+    A generation is uploaded whole, a checkpoint is removed in its turn.
+    """
+    folder = Path(path)
+    whole = folder.absolute()
+    inside = whole.parent.name if whole.name == CONNECTOME_FOLDER else whole.name
+    if not inside.startswith(("generation-", "checkpoint-")):
+        return folder / "inherit"
+    owner = whole.parent if whole.name == CONNECTOME_FOLDER else whole
+    beside = owner.parent / f"inherit-{inside}"
+    return beside if folder.is_absolute() else Path(os.path.relpath(beside))
+
+
+def reset_of(connectome: Connectome, arguments: InheritanceArguments) -> str:
+    """Return the reset of the arms: the one asked for, else what the connectome records.
+
+    A recorded 'keep' or 'rewind' needs a parent's weights, which fresh hosts do not have.
+    """
+    return arguments.child_reset or fresh_reset(connectome)
+
+
+def check_arms(connectome: Connectome, arguments: InheritanceArguments, block_size: int) -> None:
+    """Build and wire the host of every arm once, so that nothing fails after hours of another arm.
+
+    Raises:
+        ConfigError: no such host can be built, its context is shorter than a block, or the reset
+            needs what the connectome lacks.
+    """
+    assert connectome.config is not None
+    for arm in arguments.arms:
+        host = build_host(connectome.config, seed=arguments.first_seed)
+        check_context(host.config, block_size)  # type: ignore[arg-type]
+        wiring = ARMS[arm](connectome, arguments.first_seed)
+        if wiring is not None:
+            wire(host, wiring, reset=reset_of(connectome, arguments))
+
+
+def check_vocabulary(connectome: Connectome, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Check that the recorded architecture has an embedding for every token.
+
+    Raises:
+        ConfigError: the tokenizer has more tokens.
+    """
+    assert connectome.config is not None
+    host: Any = build_host(connectome.config, device="meta")
+    num_rows = host.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > num_rows:
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model of the connectome {num_rows}. "
+            f"Name the tokenizer that it was evolved with, --tokenizer …, or 'bpe:{num_rows}' if "
+            "it never had one."
+        )
 
 
 def inherited_bytes(connectome: Connectome, reset: str) -> int:
@@ -131,9 +209,8 @@ def train_arm(
         training: optimizer settings, the same for all arms.
     """
     assert connectome.config is not None
-    reset = arguments.child_reset or connectome.config.reset
+    reset = reset_of(connectome, arguments)
     host = build_host(connectome.config, seed=seed)
-    name_causal_loss(host)
     wiring = ARMS[arm](connectome, seed)
     callbacks: list[Any] = [_progress(arm, seed, wiring, corpus, arguments, training)]
     if wiring is not None:
@@ -181,7 +258,7 @@ def train_arms(
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for arm in arguments.arms:
             file = output / RESULTS_FOLDER / f"{arm}-seed{seed}.json"
-            done = _stored(file)
+            done = _stored(file, arm, seed)
             if done is None:
                 done = train_arm(
                     arm,
@@ -199,10 +276,14 @@ def train_arms(
     return results
 
 
-def _stored(file: Path) -> ArmResult | None:
-    if not file.is_file():
+def _stored(file: Path, arm: str, seed: int) -> ArmResult | None:
+    """Return the result in ``file``; None where there is none that is whole and of this arm."""
+    try:
+        result = ArmResult(**json.loads(file.read_text(encoding="utf-8")))
+        is_whole = len(result.steps) == len(result.losses) > 0
+    except (OSError, ValueError, TypeError):
         return None
-    return ArmResult(**json.loads(file.read_text(encoding="utf-8")))
+    return result if is_whole and (result.arm, result.seed) == (arm, seed) else None
 
 
 def _arm_arguments(training: TrainingArguments, seed: int, steps: int) -> TrainingArguments:

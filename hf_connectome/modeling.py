@@ -17,8 +17,9 @@ from peft import PeftModel
 from peft.peft_model import TunerLayerStatus, TunerModelStatus
 
 from hf_connectome.adapter import BoundConfig, ConnectomeTuner
+from hf_connectome.architecture import build_host
 from hf_connectome.errors import ConfigError, FormatError
-from hf_connectome.hosts import build_host, check_host
+from hf_connectome.hosts import check_depth, check_host, fresh_reset
 from hf_connectome.storage import CONFIG_FILE, WEIGHTS_FILE, read, write
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ class ConnectomeModel(PeftModel):
                 (the default on a given model).
             seed: of the fresh model's initialisation; on a given model without meaning.
             reset: first values of the survivors (reset.py). By default what the connectome records
-                for a fresh model, where 'keep' means sign_constant because random weights are
-                nothing to keep, and 'keep' on a given model.
+                for a fresh model, where 'keep' and 'rewind' mean sign_constant because random
+                weights are nothing to keep, and 'keep' on a given model.
             magnitude: the constant of sign_constant; by default the recorded one.
             dtype: of the fresh model's weights.
             subfolder: where in the folder or repository the connectome is.
@@ -106,7 +107,7 @@ class ConnectomeModel(PeftModel):
         assert connectome.config is not None
         if host is None:
             is_trainable, host = True, build_host(connectome.config, seed=seed, dtype=dtype)
-            reset = reset or _first_reset(connectome)
+            reset = reset or fresh_reset(connectome)
         config = BoundConfig.of(connectome, connectome.config, inference_mode=not is_trainable)
         config.first_reset, config.first_magnitude = reset or "keep", magnitude
         return cls(host, config, adapter_name).train(bool(is_trainable))
@@ -272,11 +273,6 @@ def _check_form(model: object, model_id: object, is_trainable: bool | None, firs
         )
 
 
-def _first_reset(connectome: Connectome) -> str:
-    recorded = connectome.config.reset if connectome.config is not None else "keep"
-    return "sign_constant" if recorded == "keep" and connectome.has_signs else recorded
-
-
 def _read(folder: Path, host: nn.Module | None) -> Connectome:
     """Read and check a connectome, and that it fits the host, before anything is built or changed.
 
@@ -291,6 +287,7 @@ def _read(folder: Path, host: nn.Module | None) -> Connectome:
         connectome = read(folder, host=host)
     if host is not None:
         check_host(connectome, host)
+        check_depth(connectome, host)
     return connectome
 
 

@@ -69,6 +69,8 @@ def parse(
 def friendly_errors(prog: str) -> Iterator[None]:
     """Print an error of this package as one message and exit with 2; a decorator too.
 
+    Ctrl-C exits with 130.
+
     With HF_CONNECTOME_TRACEBACK=1 in the environment the error passes through, traceback and all.
     """
     try:
@@ -78,6 +80,9 @@ def friendly_errors(prog: str) -> Iterator[None]:
             raise
         sys.stderr.write(f"{prog}: error: {error}\n")
         raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\n{prog}: stopped. The same command goes on from what was saved.\n")
+        raise SystemExit(130) from None
 
 
 def explicit_settings(instances: Iterable[Any]) -> dict[str, object]:
@@ -259,7 +264,7 @@ def _written(default: Any) -> Any:
 # Options and their help
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Names each option once: its twin with dashes works, but would double the page."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:

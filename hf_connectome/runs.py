@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hf_connectome.errors import RunError
+from hf_connectome.errors import ConfigError, RunError
 from hf_connectome.storage import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -26,6 +27,8 @@ CONNECTOME_FOLDER = "connectome"
 
 _HARMLESS = {
     "cache_dir",
+    "dataset",  # the corpus itself is recorded, wherever it lies
+    "eval_dataset",
     "dataloader_num_workers",
     "dataloader_pin_memory",
     "ddp_backend",
@@ -40,12 +43,13 @@ _HARMLESS = {
 }
 
 
-def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
+def claim(folder: Path, settings: Mapping[str, Any], *, record: bool = True) -> bool:
     """Record whose folder this is, or check that it is the same run's.
 
     Args:
         folder: the run's output directory; made if it is not there.
         settings: everything that decides the result, as JSON types.
+        record: False only checks, before the work that finds the settings that are not known yet.
 
     Returns:
         True if the run was there already.
@@ -56,6 +60,8 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
     file = folder / RUN_FILE
     settings = json.loads(json.dumps(settings))
     if not file.is_file():
+        if not record:
+            return False
         with refused_writes_named(file):
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(file, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
@@ -63,8 +69,8 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> bool:
     recorded = _recorded(file)
     differences = [
         f"{key}: {recorded.get(key)!r} there, {settings.get(key)!r} here"
-        for key in sorted(recorded.keys() | settings.keys())
-        if recorded.get(key) != settings.get(key)
+        for key in sorted(recorded.keys() | settings.keys() if record else settings.keys())
+        if recorded.get(key) != settings.get(key) and (record or key in recorded)
     ]
     if differences:
         raise RunError(
@@ -101,20 +107,34 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint has all that a bit-identical resume needs."""
-    has_weights = any(checkpoint.glob("model*.safetensors")) or any(checkpoint.glob("*model_fsdp*"))
-    needed = [
-        checkpoint / "scheduler.pt",
-        checkpoint / CONNECTOME_FOLDER / WEIGHTS_FILE,
-        checkpoint / CONNECTOME_FOLDER / CONFIG_FILE,
-    ]
-    if not has_weights or not all(file.is_file() for file in needed):
+    """Whether a checkpoint has all that a bit-identical resume needs, none of it cut short."""
+    weights = [*checkpoint.glob("model*.safetensors"), *checkpoint.glob("*model_fsdp*")]
+    pickled = [checkpoint.glob(f"{kind}*") for kind in ("optimizer", "scheduler", "rng_state")]
+    parts = [weights, *map(list, pickled)]
+    parts += [[checkpoint / CONNECTOME_FOLDER / f] for f in (WEIGHTS_FILE, CONFIG_FILE)]
+    if not all(parts) or not all(is_whole(file) for files in parts for file in files):
         return False
     try:  # transformers writes this file last
         state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(state, dict) and bool(state.get("global_step") == step_of(checkpoint))
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a file's own frame is closed: torch's zip, safetensors' sizes; others just exist."""
+    if file.suffix == ".pt" or file.suffix == ".pth":
+        return zipfile.is_zipfile(file)
+    if file.suffix == ".safetensors" and file.is_file():
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            try:
+                header = json.loads(stream.read(length))
+                ends = [t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"]
+            except (ValueError, KeyError, TypeError, MemoryError, OverflowError):
+                return False
+        return file.stat().st_size == 8 + length + max(ends, default=0)
+    return file.exists()
 
 
 def step_of(checkpoint: Path) -> int:
@@ -126,3 +146,16 @@ def step_of(checkpoint: Path) -> int:
 def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the settings that change no result, so that a run may be gone on with otherwise."""
     return {key: value for key, value in settings.items() if key not in _HARMLESS}
+
+
+def refuse_named_checkpoint(checkpoint: str | None) -> None:
+    """Refuse transformers' ``--resume_from_checkpoint``, which the recipes would not heed.
+
+    Raises:
+        ConfigError: a checkpoint was named.
+    """
+    if checkpoint is not None:
+        raise ConfigError(
+            f"resume_from_checkpoint is {checkpoint!r}, but the same command goes on by itself from "
+            "what --output_dir holds. Leave it out."
+        )

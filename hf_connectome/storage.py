@@ -16,25 +16,32 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from hf_connectome.connectome import Connectome, SignedMask
-from hf_connectome.errors import ConfigError, FormatError, HostMismatchError, StorageError, some
+from hf_connectome.architecture import build_host
+from hf_connectome.arrays import from_arrays, to_arrays
+from hf_connectome.errors import (
+    ConfigError,
+    ConnectomeError,
+    FormatError,
+    HostMismatchError,
+    StorageError,
+    some,
+)
 from hf_connectome.hosts import scope_fingerprint
-from hf_connectome.scope import ScopedParameter, parameters_of, resolve
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
     from hf_connectome.config import ConnectomeConfig
+    from hf_connectome.connectome import Connectome
 
 FORMAT = "connectome"
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _MAX_CONFIG_BYTES = 16 << 20
-_PARTS = (".mask", ".sign", ".scale", ".value")
+_FULL = 64 << 10
+"""Free bytes below which any failed write is laid to a full disk."""
 _TAGS = {"uint8": "U8", "float16": "F16", "float32": "F32"}
 
 
@@ -64,20 +71,6 @@ def write(connectome: Connectome, path: str | os.PathLike[str]) -> None:
             + "\n"
         )
         write_atomically(folder / CONFIG_FILE, text.encode())
-
-
-def to_arrays(connectome: Connectome) -> dict[str, np.ndarray[Any, Any]]:
-    """Return what the file holds, by the names that it has there; a reader's inverse of it."""
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    for name, entry in connectome.items():
-        arrays[f"{name}.mask"] = entry.mask_bits
-        if entry.sign_bits is not None:
-            arrays[f"{name}.sign"] = entry.sign_bits
-        if entry.scale is not None:
-            arrays[f"{name}.scale"] = entry.scale
-    for name, value in connectome.values_carried.items():
-        arrays[f"{name}.value"] = value.detach().to("cpu", torch.float32).contiguous().numpy()
-    return arrays
 
 
 def to_bytes(connectome: Connectome) -> bytes:
@@ -146,7 +139,7 @@ def read(path: str | os.PathLike[str], *, host: nn.Module | None = None) -> Conn
     """
     folder = Path(path)
     config = read_config(folder)
-    model = host if host is not None else _recorded_host(config)
+    model = host if host is not None else build_host(config, device="meta")
     return from_file(folder / WEIGHTS_FILE, model, config)
 
 
@@ -180,29 +173,6 @@ def from_file(file: Path, host: nn.Module, config: ConnectomeConfig) -> Connecto
     connectome = from_arrays(tensors, host, config, file=file)
     _check_content(connectome, metadata, file)
     return connectome
-
-
-def from_arrays(
-    tensors: Mapping[str, np.ndarray[Any, Any]],
-    host: nn.Module,
-    config: ConnectomeConfig,
-    *,
-    file: Path,
-) -> Connectome:
-    """Check the tensors of a file against a host; ``file`` is what errors call them.
-
-    Without the file's metadata nothing can vouch for the digest.
-    """
-    available = {n: tuple(p.shape) for n, p in parameters_of(host).items()}
-    scope = resolve(host, "all-matrices")
-    names = {part: {n[: -len(part)] for n in tensors if n.endswith(part)} for part in _PARTS}
-    _check_names(tensors, names, available, file)
-    entries = {}
-    for name in names[".mask"]:
-        scoped = scope.get(name, ScopedParameter(name, available[name], "raw"))
-        entries[name] = _entry(scoped, tensors, file)
-    values = {name: _value(name, available[name], tensors, file) for name in names[".value"]}
-    return Connectome(entries, values=values, config=config)
 
 
 def _open(file: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
@@ -252,56 +222,6 @@ def _check_metadata(metadata: Mapping[str, str], file: Path) -> None:
         )
 
 
-def _check_names(
-    tensors: Mapping[str, Any],
-    names: Mapping[str, set[str]],
-    available: Mapping[str, Any],
-    file: Path,
-) -> None:
-    foreign = [name for name in tensors if not name.endswith(_PARTS)]
-    if foreign:
-        raise FormatError(
-            f"{file} has the tensor {some(sorted(foreign))}; names end in {', '.join(_PARTS)}."
-        )
-    orphans = (names[".sign"] | names[".scale"]) - names[".mask"]
-    if orphans:
-        raise FormatError(f"{file} has signs or a scale but no mask for {some(sorted(orphans))}.")
-    if not names[".mask"]:
-        raise FormatError(f"{file} has no mask at all.")
-    unknown = sorted((names[".mask"] | names[".value"]) - available.keys())
-    if unknown:
-        raise HostMismatchError(
-            f"{file} wires {some(unknown)}, which the host does not have. Use a host of the "
-            "architecture that the connectome records."
-        )
-
-
-def _entry(scoped: ScopedParameter, tensors: Mapping[str, Any], file: Path) -> SignedMask:
-    name = scoped.name
-    try:
-        return SignedMask(
-            shape=scoped.shape,
-            mask_bits=tensors[f"{name}.mask"],
-            sign_bits=tensors.get(f"{name}.sign"),
-            scale=tensors.get(f"{name}.scale"),
-            orientation=scoped.orientation,
-        )
-    except FormatError as error:
-        raise FormatError(f"{file}: {name!r}: {error}") from error
-
-
-def _value(
-    name: str, shape: tuple[int, ...], tensors: Mapping[str, Any], file: Path
-) -> torch.Tensor:
-    value = tensors[f"{name}.value"]
-    if value.dtype != np.float32 or value.shape != shape or not np.isfinite(value).all():
-        raise FormatError(
-            f"{file}: the value of {name!r} is {value.dtype} {value.shape}; expected finite "
-            f"float32 {shape}."
-        )
-    return torch.from_numpy(value)
-
-
 def _check_content(connectome: Connectome, metadata: Mapping[str, str], file: Path) -> None:
     fingerprint = scope_fingerprint(connectome)
     recorded = metadata.get("base_fingerprint")
@@ -324,29 +244,31 @@ def _check_content(connectome: Connectome, metadata: Mapping[str, str], file: Pa
             )
 
 
-def _recorded_host(config: ConnectomeConfig) -> nn.Module:
-    from hf_connectome.hosts import build_host
-
-    return build_host(config, device="meta")
-
-
 # ---- the file system -----------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def refused_writes_named(target: Path) -> Iterator[None]:
-    """Turn an OSError of a write into a StorageError that names the target and the way out."""
+    """Turn a refused write into a StorageError that names the target and the way out.
+
+    The libraries below raise OSError, SafetensorError, RuntimeError or a bare Exception alike.
+    """
     try:
         yield
-    except StorageError:
+    except ConnectomeError:
         raise
-    except OSError as error:
+    except Exception as error:
+        free = shutil.disk_usage(_existing(target)).free
+        is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        is_full = is_full or "os error 28" in str(error) or free < _FULL
+        if not is_full and not isinstance(error, OSError):
+            raise
         way_out = "Check the folder's permissions."
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(_existing(target)).free
+        if is_full:
             way_out = f"{free} bytes are free: make room and start the same command again."
+        reason = getattr(error, "strerror", None) or error
         raise StorageError(
-            f"cannot write {target}: {error.strerror}. What was there before is whole. {way_out}"
+            f"cannot write {target}: {reason}. What was there before is whole. {way_out}"
         ) from error
 
 

@@ -19,8 +19,9 @@ from transformers.trainer_utils import TrainOutput
 from hf_connectome.callbacks import GenerationBoundaries, MetricsFile, StepProgress
 from hf_connectome.checkpoints import load_converted, needs_conversion
 from hf_connectome.config import ConnectomeConfig
+from hf_connectome.early import early_weights, keep_early
 from hf_connectome.enforcement import MaskEnforcer, refuse_flat_shards
-from hf_connectome.errors import ConfigError, RunError
+from hf_connectome.errors import ConfigError, FormatError, RunError
 from hf_connectome.evolution import Pruning, dense_connectome, next_generation, reset_host
 from hf_connectome.hosts import describe, full_tensor
 from hf_connectome.runs import (
@@ -32,24 +33,19 @@ from hf_connectome.runs import (
 )
 from hf_connectome.scope import parameters_of, resolve
 from hf_connectome.storage import (
-    CONFIG_FILE,
     atomic_folder,
     read,
     refused_writes_named,
     write,
-    write_atomically,
 )
 
 if TYPE_CHECKING:
     from os import PathLike
 
-    from torch import Tensor
     from transformers import PreTrainedModel
 
     from hf_connectome.arguments import GenerationalArguments
     from hf_connectome.connectome import Connectome
-
-EARLY_FILE = "early_weights.safetensors"
 
 
 class GenerationalTrainer(Trainer):
@@ -221,7 +217,7 @@ class GenerationalTrainer(Trainer):
             reset=self.args.reset,
             magnitude=self.args.magnitude,
             seed=self.args.seed,
-            early=self._early_weights() if self.args.reset == "rewind" else None,
+            early=early_weights(self.output_folder) if self.args.reset == "rewind" else None,
         )
         # A new optimizer would lose the hooks and FSDP2's mapping; without its state it is as new.
         if self.optimizer is not None:
@@ -272,6 +268,16 @@ class GenerationalTrainer(Trainer):
         if self.args.should_save:
             write(self.connectome, folder / CONNECTOME_FOLDER)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with refused_writes_named(self.output_folder):
+            super()._save_checkpoint(model, trial)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # A tied parameter is saved once; that its alias is missing from the file is no news.
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
+        if load_result.unexpected_keys or set(load_result.missing_keys) - tied:
+            super()._issue_warnings_after_load(load_result)
+
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
     ) -> None:
@@ -288,9 +294,10 @@ class GenerationalTrainer(Trainer):
         assert saved.config is not None
         assert self.connectome.config is not None
         recorded = vars(saved.config) | (dict(saved.lineage[-1]) if saved.lineage else {})
-        wanted = vars(self.connectome.config) | vars(self.args)
+        wanted = vars(self.args) | vars(self.connectome.config)
         for key in (
             "base_fingerprint",
+            "tokenizer_digest",
             "target_modules",
             "prune_fraction",
             "criterion",
@@ -317,40 +324,27 @@ class GenerationalTrainer(Trainer):
         if not self.args.should_save:
             return
         folder = self.generation_folder(self.generation)
-        if (folder / CONFIG_FILE).is_file() and read(folder, host=self.model) == self.connectome:
+        if self._is_saved(folder):
             return
         with refused_writes_named(folder), atomic_folder(folder) as scratch:
             write(self.connectome, scratch)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(str(scratch))
 
+    def _is_saved(self, folder: Path) -> bool:
+        try:
+            return read(folder, host=self.model) == self.connectome
+        except FormatError:  # not there, or damaged: it is written anew
+            return False
+
     def keep_early_weights(self, step: int) -> None:
         """Store the weights in scope if reset=rewind goes back to this step."""
         if self.args.reset != "rewind" or step != self.args.rewind_steps:
             return
-        from safetensors.torch import save
-
         parameters = parameters_of(self.model_wrapped)
-        early = {name: full_tensor(parameters[name]).cpu().contiguous() for name in self.connectome}
+        early = {name: full_tensor(parameters[name]).cpu() for name in self.connectome}
         if self.args.should_save:
-            file = self.output_folder / EARLY_FILE
-            with refused_writes_named(file):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(file, save(early))
-
-    def _early_weights(self) -> Any:
-        from safetensors import safe_open
-
-        file = self.output_folder / EARLY_FILE
-        if not file.is_file():
-            raise RunError(f"{file} is missing; reset=rewind needs it. Start the run anew.")
-
-        def load(name: str) -> Tensor:
-            with safe_open(file, framework="pt") as handle:
-                tensor: Tensor = handle.get_tensor(name)
-                return tensor
-
-        return load
+            keep_early(early, self.output_folder)
 
     # ---- set-up ------------------------------------------------------------------------------
 

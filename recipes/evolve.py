@@ -26,10 +26,10 @@ from transformers.utils import logging as transformers_logging
 from hf_connectome.analysis.figures import evolution_curves
 from hf_connectome.arguments import GenerationalArguments
 from hf_connectome.data import DataArguments, collate, load_corpus, tokenizer_digest
-from hf_connectome.errors import ConfigError
+from hf_connectome.errors import ConfigError, ConnectomeError, RunError
 from hf_connectome.fresh import ModelArguments, fresh_model
 from hf_connectome.parsing import explicit_settings, friendly_errors, parse
-from hf_connectome.runs import claim, deciding, last_checkpoint, step_of
+from hf_connectome.runs import claim, deciding, last_checkpoint, refuse_named_checkpoint, step_of
 from hf_connectome.trainer import GenerationalTrainer
 
 if TYPE_CHECKING:
@@ -49,16 +49,21 @@ def build_trainer(
     model = fresh_model(
         model_arguments, tokenizer=corpus.tokenizer, block_size=data.block_size, seed=training.seed
     )
-    trainer = GenerationalTrainer(
-        model,
-        training,
-        tokenizer_name=None if data.tokenizer.startswith("bpe:") else data.tokenizer,
-        tokenizer_digest=tokenizer_digest(corpus.tokenizer) if corpus.tokenizer else None,
-        train_dataset=corpus.train,
-        eval_dataset=corpus.evaluation,
-        data_collator=collate,
-        processing_class=corpus.tokenizer,
-    )
+    try:
+        trainer = GenerationalTrainer(
+            model,
+            training,
+            tokenizer_name=None if data.tokenizer.startswith("bpe:") else data.tokenizer,
+            tokenizer_digest=tokenizer_digest(corpus.tokenizer) if corpus.tokenizer else None,
+            train_dataset=corpus.train,
+            eval_dataset=corpus.evaluation,
+            data_collator=collate,
+            processing_class=corpus.tokenizer,
+        )
+    except (ImportError, RuntimeError, ValueError) as error:
+        if isinstance(error, ConnectomeError):
+            raise
+        raise ConfigError(f"transformers' Trainer refuses the settings: {error}") from error
     return trainer, corpus
 
 
@@ -93,10 +98,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             training.output_dir = (
                 f"runs/{Path(data.dataset).name}-{Path(model_arguments.model).name}"
             )
+        refuse_named_checkpoint(training.resume_from_checkpoint)
         folder = Path(training.output_dir)
         transformers_logging.disable_progress_bar()
-        claim(folder, deciding(explicit_settings((model_arguments, data, training))))
+        settings = deciding(explicit_settings((model_arguments, data, training)))
+        claim(folder, settings, record=False)
         trainer, corpus = build_trainer(model_arguments, data, training)
+        claim(folder, settings | {"corpus": corpus.identity()})
         speaks = trainer.is_world_process_zero()
         checkpoint = last_checkpoint(folder)
         if speaks:
@@ -106,18 +114,25 @@ def main(argv: Sequence[str] | None = None) -> None:
                 done = f"step {step_of(checkpoint)} of {training.max_steps}"
                 print(f"going on from {checkpoint}: {done}")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        if trainer.generation < training.generations:
+            raise RunError(
+                f"training stopped at step {trainer.state.global_step} of {training.max_steps}, in "
+                f"generation {trainer.generation} of {training.generations}: the data gave no more "
+                "batches. Lower per_device_train_batch_size, or give more text."
+            )
         if speaks:
             print(lineage_table(trainer))
             draw(trainer, folder)
-            print(f"saved generation-0 … generation-{trainer.generation} in {folder}")
+            saved = sorted(f.name for f in folder.glob("generation-*"))
+            print(f"saved {', '.join(saved)} in {folder}")
             print(f"next: accelerate launch recipes/inherit.py --connectome {folder}")
 
 
 def draw(trainer: GenerationalTrainer, folder: Path) -> None:
-    """Draw curves.png, or say how to get it."""
+    """Draw curves.png, or say why there is none."""
     try:
         evolution_curves(trainer.state.log_history, folder / "curves.png")
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"no curves.png: {error}")
 
 

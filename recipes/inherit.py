@@ -27,10 +27,19 @@ from hf_connectome.data import DataArguments, load_corpus, load_tokenizer, token
 from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.arms import as_json, by_arm, markdown_table, summarise
 from hf_connectome.hosts import check_tokenizer
-from hf_connectome.inheritance import EXTENDING, InheritanceArguments, find_connectome, train_arms
+from hf_connectome.inheritance import (
+    EXTENDING,
+    InheritanceArguments,
+    check_arms,
+    check_vocabulary,
+    default_output,
+    find_connectome,
+    reset_of,
+    train_arms,
+)
 from hf_connectome.parsing import explicit_settings, friendly_errors, parse
-from hf_connectome.runs import claim, deciding
-from hf_connectome.storage import write_atomically
+from hf_connectome.runs import CONNECTOME_FOLDER, claim, deciding, refuse_named_checkpoint
+from hf_connectome.storage import refused_writes_named, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,17 +56,35 @@ def inherited_tokenizer(
 ) -> PreTrainedTokenizerFast | None:
     """Return the connectome's own tokenizer; one named on the command line must be the same.
 
+    None: it has none and records none, so that any may be used.
+
     Raises:
         HostMismatchError: another tokenizer was named.
+        ConfigError: it records one that is not there, or 'bpe:…' asks to train another.
     """
+    assert connectome.config is not None
+    recorded = connectome.config.tokenizer_digest
+    places = [folder, folder.parent] if folder.name == CONNECTOME_FOLDER else [folder]
+    own = next((place for place in places if (place / "tokenizer_config.json").is_file()), None)
     default = {f.name: f.default for f in dataclasses.fields(DataArguments)}["tokenizer"]
-    if data.tokenizer != default:
+    trains_one = data.tokenizer.startswith("bpe:")
+    if data.tokenizer != default and trains_one and (own is not None or recorded is not None):
+        raise ConfigError(
+            f"tokenizer is {data.tokenizer!r}, which trains one; inherit uses the connectome's own "
+            "tokenizer, to which its embeddings belong. Leave --tokenizer out."
+        )
+    if not trains_one:
         tokenizer = load_tokenizer(data.tokenizer)
         check_tokenizer(connectome, tokenizer_digest(tokenizer))
         return tokenizer
-    if not (folder / "tokenizer_config.json").is_file():
+    if own is None and recorded is not None:
+        raise ConfigError(
+            f"{folder} has no tokenizer, but the connectome was evolved with one "
+            f"({connectome.config.tokenizer or recorded[:12] + '…'}). Name it with --tokenizer."
+        )
+    if own is None:
         return None
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(str(own))
     check_tokenizer(connectome, tokenizer_digest(tokenizer))
     return tokenizer
 
@@ -72,41 +99,61 @@ def main(argv: Sequence[str] | None = None) -> None:
             description=__doc__ or "",
             config_dir=CONFIGS,
         )
+        refuse_named_checkpoint(training.resume_from_checkpoint)
         source = find_connectome(arguments.connectome)
         connectome = Connectome.from_pretrained(source)
         if training.output_dir in (None, "trainer_output"):
-            training.output_dir = str(Path(arguments.connectome) / "inherit")
+            training.output_dir = str(default_output(arguments.connectome))
         output = Path(training.output_dir)
         transformers_logging.disable_progress_bar()
         settings = deciding(explicit_settings((arguments, data, training)))
         settings = {key: value for key, value in settings.items() if key not in EXTENDING}
-        claim(output, settings | {"connectome": connectome.digest})
+        settings |= {"connectome": connectome.digest}
+        claim(output, settings, record=False)
         tokenizer = inherited_tokenizer(connectome, source, data)
+        check_arms(connectome, arguments, data.block_size)
         with training.main_process_first(desc="tokenising"):
             corpus = load_corpus(data, tokenizer)
         if corpus.tokenizer is not None:
             check_tokenizer(connectome, tokenizer_digest(corpus.tokenizer))
+            check_vocabulary(connectome, corpus.tokenizer)
+        claim(output, settings | {"corpus": corpus.identity()})
         if training.should_save:
             print(f"{source}: {connectome}")
             print(corpus.describe())
+            announce_reset(connectome, arguments)
         results = train_arms(connectome, corpus, arguments, training, output)
         if training.should_save:
             report(results, output)
 
 
+def announce_reset(connectome: Connectome, arguments: InheritanceArguments) -> None:
+    """Say so where the arms start from other values than the connectome records."""
+    recorded = connectome.config.reset if connectome.config is not None else None
+    reset = reset_of(connectome, arguments)
+    if arguments.child_reset is None and reset != recorded:
+        print(
+            f"reset: {reset}, because the recorded {recorded!r} needs the weights of a parent; "
+            "--child_reset chooses another"
+        )
+
+
 def report(results: Sequence[ArmResult], output: Path) -> None:
-    """Print the table and write table, results and curves."""
+    """Print the table and write table, results and curves; without curves it goes on."""
     table = markdown_table(summarise(results))
-    write_atomically(output / "table.md", (table + "\n").encode())
-    text = json.dumps(as_json(results), indent=1)
-    write_atomically(output / "results.json", (text + "\n").encode())
     print(table)
+    text = json.dumps(as_json(results), indent=1)
+    for name, content in (("table.md", table), ("results.json", text)):
+        with refused_writes_named(output / name):
+            write_atomically(output / name, (content + "\n").encode())
+    saved = "table.md, results.json"
     try:
         curves = {arm: [run.curve for run in runs] for arm, runs in by_arm(results).items()}
         inheritance_curves(curves, output / "curves.png")
-    except ConfigError as error:
+        saved += ", curves.png"
+    except (ConfigError, OSError) as error:  # of which StorageError is one
         print(f"no curves.png: {error}")
-    print(f"saved table.md, results.json and curves.png in {output}")
+    print(f"saved {saved} in {output}")
 
 
 if __name__ == "__main__":

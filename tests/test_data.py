@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import itertools
 import lzma
@@ -31,7 +32,7 @@ from hf_connectome.data import (
     tokenizer_digest,
     train_bpe,
 )
-from hf_connectome.errors import ConfigError, DataError
+from hf_connectome.errors import ConfigError, DataError, StorageError
 
 WORDS = [
     "the ",
@@ -366,7 +367,7 @@ def test_eval_dataset_is_held_out_whole(arguments, tokenizer, tmp_path):
     corpus = load_corpus(replace(arguments, eval_dataset=held_out, block_size=2), tokenizer)
     assert corpus.num_eval_documents == 13
     assert corpus.num_train_documents == 70  # without the ten that are in both
-    with pytest.raises(DataError, match=r"part '0:1' of .* none of its 0 training documents \(80"):
+    with pytest.raises(DataError, match=r"all 80 documents of .* are held out: eval_dataset"):
         load_corpus(replace(arguments, eval_dataset=arguments.dataset), tokenizer)
 
 
@@ -509,7 +510,7 @@ def test_folder_is_refused_when_it_mixes_kinds(arguments, tmp_path):
 
 def test_folder_is_refused_when_empty(arguments, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds files of 0 kinds \(\); expected one kind"):
+    with pytest.raises(DataError, match=r"holds no file of text, bin, csv, json, parquet"):
         load_corpus(replace(arguments, dataset=str(tmp_path / "empty")))
 
 
@@ -802,3 +803,29 @@ def test_import_needs_neither_datasets_nor_transformers():
         "assert not {'datasets', 'transformers', 'tokenizers', 'pyarrow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_broken_json_lines_say_what_is_broken(tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "one"}\n{"text": broken\n')
+    with pytest.raises(DataError, match=r"could not be read as json: .*JSON parse error"):
+        load_corpus(DataArguments(dataset=str(file), cache_dir=str(tmp_path / "cache")))
+
+
+def test_full_disk_is_named_when_the_cache_is_written(arguments, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for target in ("pathlib.Path.write_text", "hf_connectome.data.blocks._table"):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, full)
+            with pytest.raises(StorageError, match=r"cannot write .*make room"):
+                load_corpus(arguments)
+
+
+def test_identity_is_of_the_text_not_of_its_place(arguments, tokenizer, tmp_path):
+    first = load_corpus(arguments, tokenizer).identity()
+    moved = write_text(tmp_path / "moved.txt", documents(80)[::-1])
+    assert load_corpus(replace(arguments, dataset=moved), tokenizer).identity() == first
+    other = write_text(tmp_path / "other.txt", documents(80, seed=1))
+    assert load_corpus(replace(arguments, dataset=other), tokenizer).identity() != first

@@ -11,15 +11,16 @@ from torch import nn
 from transformers import GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
+from hf_connectome.architecture import build_host
 from hf_connectome.config import ConnectomeConfig
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.errors import ConfigError, HostMismatchError, ScopeError, UnknownNameError
 from hf_connectome.hosts import (
-    build_host,
     check_host,
     check_tokenizer,
     describe,
     extract,
+    fresh_reset,
     scope_fingerprint,
     wire,
 )
@@ -452,3 +453,61 @@ def test_altered_config_is_refused_or_harmless(recorded, changes):
 def test_recorded_attention_kernel_is_never_fetched(recorded, key):
     host = build_host(altered(recorded, **{key: "kernels-community/flash-attn2"}), seed=0)
     assert host.config._attn_implementation in ("sdpa", "eager")
+
+
+def test_fresh_host_names_its_loss(recorded):
+    assert build_host(recorded).loss_type == "ForCausalLM"
+
+
+# ---- depth ---------------------------------------------------------------------------------------
+
+
+def test_deeper_host_is_refused_and_nothing_changes():
+    connectome = drawn(tiny_model("gpt2", n_layer=1))
+    host = tiny_model("gpt2", n_layer=2)
+    before = state_of(host)
+    with pytest.raises(
+        HostMismatchError, match=r"has 'transformer\.h\.1\..* and 1 more in scope"
+    ) as e:
+        wire(host, connectome, reset="keep")
+    assert "10 parameters in the host's scope, 6 in the connectome" in str(e.value)
+    assert same(state_of(host), before)
+    wire(host, Connectome(dict(connectome)), reset="keep")  # the way out that it names
+    assert not same(state_of(host), before)
+
+
+def test_part_of_a_connectome_is_wired_when_it_leaves_a_layer_out():
+    host = tiny_model("gpt2")
+    whole = drawn(host)
+    part = whole.replace({n: e for n, e in whole.items() if ".h.1." not in n})
+    wire(host, part, reset="keep")
+    assert not (host.transformer.h[1].mlp.c_fc.weight == 0).any()
+
+
+def test_host_with_another_head_is_taken_though_it_has_more_in_scope():
+    connectome = drawn(tiny_model("gpt2"))
+    host = tiny_model("gpt2")
+    host.score = nn.Linear(32, 2)
+    wire(host, connectome, reset="keep")
+
+
+def test_layers_out_of_scope_do_not_count():
+    connectome = drawn(tiny_model("gpt2", n_layer=1), scope=["h.0.mlp.c_fc"])
+    wire(tiny_model("gpt2", n_layer=2), connectome, reset="keep")
+
+
+@pytest.mark.parametrize(
+    ("recorded_reset", "signs", "expected"),
+    [
+        ("keep", True, "sign_constant"),
+        ("rewind", True, "sign_constant"),
+        ("rewind", False, "keep"),
+        ("init_std", True, "init_std"),
+    ],
+)
+def test_fresh_reset_needs_no_weights_of_a_parent(recorded_reset, signs, expected):
+    connectome = drawn(tiny_model("gpt2"), reset=recorded_reset)
+    if not signs:
+        entries = {n: SignedMask.pack(e.mask()) for n, e in connectome.items()}
+        connectome = connectome.replace(entries)
+    assert fresh_reset(connectome) == expected

@@ -8,6 +8,7 @@ import socket
 import pytest
 import torch
 import transformers
+from peft import PeftModel
 from tiny_hosts import CONFIGS, inputs, logits, tiny
 
 from hf_connectome import Connectome, ConnectomeConfig, ConnectomeModel, SignedMask, random_twin
@@ -504,3 +505,26 @@ def test_repository_is_taken_from_the_cache_when_offline(folder, tmp_path):
         "owner/wiring", cache_dir=tmp_path, local_files_only=True
     )
     assert model.connectome == read(folder)
+
+
+def test_host_of_another_vocabulary_is_refused_by_peft_s_own_loader(folder):
+    host = tiny(GPT2, vocab_size=50)
+    with pytest.raises(
+        HostMismatchError, match=r"wte.weight' is \(50, 32\) in the host, \(97, 32\)"
+    ):
+        PeftModel.from_pretrained(host, folder)
+
+
+def test_deeper_host_is_refused(tmp_path):
+    write(draw(tiny(GPT2, n_layer=1), ConnectomeConfig(density=0.25)), tmp_path)
+    for load in (ConnectomeModel.from_pretrained, PeftModel.from_pretrained):
+        with pytest.raises(HostMismatchError, match="which the recorded architecture has not"):
+            load(tiny(GPT2, n_layer=2), tmp_path)
+
+
+def test_fresh_model_of_a_rewound_connectome_starts_from_signs(tmp_path):
+    store(tmp_path, reset="rewind")
+    model = ConnectomeModel.from_pretrained(tmp_path, seed=0).get_base_model()
+    values = model.transformer.wte.weight.detach().unique()
+    assert torch.allclose(values, torch.tensor([-0.02, 0.0, 0.02]))
+    assert model.loss_type == "ForCausalLM"

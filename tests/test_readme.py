@@ -31,7 +31,7 @@ def workplace(tmp_path_factory):
 def test_snippet_runs(workplace, monkeypatch, number):
     monkeypatch.chdir(workplace)
     shutil.rmtree(workplace / "runs" / "child", ignore_errors=True)
-    code = SNIPPETS[number].replace("max_steps=240", "max_steps=2")
+    code = SNIPPETS[number].replace("max_steps=200", "max_steps=2")
     exec(compile(code, f"README snippet {number}", "exec"), {})
 
 

@@ -1,15 +1,29 @@
+import errno
 import importlib.util
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from hf_connectome import Connectome
+from hf_connectome.data import DataArguments, tokenizer_digest
+from hf_connectome.errors import ConfigError, RunError, StorageError
+from hf_connectome.evaluation.arms import ArmResult
+from hf_connectome.inheritance import (
+    InheritanceArguments,
+    _stored,
+    check_arms,
+    check_vocabulary,
+    default_output,
+    find_connectome,
+)
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 WORDS = ("the", "a", "small", "large", "red", "stone", "river", "bird", "runs", "sings", "falls")
@@ -140,6 +154,136 @@ def test_inherit_refuses_bad_options_in_one_line(texts, run, capsys, options, me
     assert "Traceback" not in error
 
 
+def test_inherit_goes_on_with_a_corrected_command(texts, run, tmp_path, capsys):
+    output = ["--output_dir", str(tmp_path), "--seeds", "1", "--arms", "dense"]
+    wrong = (
+        (["--block_size", "17"], "blocks of 17 tokens do not fit a model with n_positions=16"),
+        (["--child_reset", "rewind"], "Use 'sign_constant'"),
+        (["--tokenizer", "bpe:400"], "Leave --tokenizer out"),
+    )
+    for options, message in wrong:
+        with pytest.raises(SystemExit):
+            recipe("inherit").main(
+                inherit_options(texts, run, *output, "--arms", "connectome", *options)
+            )
+        assert message in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+    recipe("inherit").main(inherit_options(texts, run, *output))
+    assert (tmp_path / "results.json").is_file()
+
+
+def test_inherit_refuses_the_folder_of_another_corpus(texts, run, tmp_path, capsys):
+    other = tmp_path / "texts"
+    shutil.copytree(texts, other)
+    (other / "0.txt").write_text("the red stone " * 200)
+    options = ["--output_dir", str(tmp_path / "out"), "--seeds", "1", "--arms", "dense"]
+    recipe("inherit").main(inherit_options(texts, run, *options))
+    with pytest.raises(SystemExit):
+        recipe("inherit").main(inherit_options(other, run, *options))
+    assert "belongs to a run of another configuration: corpus" in capsys.readouterr().err
+
+
+def test_every_arm_is_wired_once_before_any_is_trained(run):
+    saved = Connectome.from_pretrained(run / "generation-2")
+    bare = saved.replace({n: replace(e, scale=None) for n, e in saved.items()})
+    options = {"connectome": "", "child_reset": "tensor_scale"}
+    with pytest.raises(ConfigError, match="carries no scale"):
+        check_arms(bare, InheritanceArguments(arms=["dense", "random"], **options), 16)
+    check_arms(bare, InheritanceArguments(arms=["dense"], **options), 16)
+
+
+def copy_of(run, folder, **changes):
+    """Copy the last generation with its tokenizer and change its config."""
+    source = run / "generation-2"
+    saved = Connectome.from_pretrained(source)
+    saved.replace(config=replace(saved.config, **changes)).save_pretrained(folder)
+    for file in source.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+def test_inherit_says_so_when_a_recorded_reset_cannot_be_had(texts, run, tmp_path, capsys):
+    folder = copy_of(run, tmp_path / "rewound", reset="rewind")
+    recipe("inherit").main(inherit_options(texts, folder, "--seeds", "1", "--arms", "connectome"))
+    assert "reset: sign_constant, because the recorded 'rewind'" in capsys.readouterr().out
+
+
+def test_inherit_takes_a_checkpoint_and_finds_its_tokenizer(texts, run):
+    checkpoint = run / "checkpoint-16"
+    assert find_connectome(checkpoint) == checkpoint / "connectome"
+    connectome = Connectome.from_pretrained(checkpoint / "connectome")
+    tokenizer = recipe("inherit").inherited_tokenizer(
+        connectome, checkpoint / "connectome", DataArguments()
+    )
+    assert tokenizer_digest(tokenizer) == connectome.config.tokenizer_digest
+
+
+def test_inherit_asks_for_the_tokenizer_that_is_recorded_but_not_there(run, tmp_path):
+    folder = copy_of(run, tmp_path / "bare")
+    (folder / "tokenizer_config.json").unlink()
+    inherited = recipe("inherit").inherited_tokenizer
+    connectome = Connectome.from_pretrained(folder)
+    with pytest.raises(ConfigError, match="Name it with --tokenizer"):
+        inherited(connectome, folder, DataArguments())
+    unknown = connectome.replace(config=replace(connectome.config, tokenizer_digest=None))
+    assert inherited(unknown, folder, DataArguments()) is None
+    with pytest.raises(ConfigError, match="has 258 tokens, the model of the connectome"):
+        check_vocabulary(altered_vocabulary(unknown, 200), range(258))
+
+
+def altered_vocabulary(connectome, size):
+    base_config = connectome.config.base_config | {"vocab_size": size}
+    return connectome.replace(config=replace(connectome.config, base_config=base_config))
+
+
+@pytest.mark.parametrize(
+    ("given", "output"),
+    [
+        ("run", "run/inherit"),
+        ("run/generation-1", "run/inherit-generation-1"),
+        ("run/checkpoint-12", "run/inherit-checkpoint-12"),
+        ("run/checkpoint-12/connectome", "run/inherit-checkpoint-12"),
+        ("/run/generation-1", "/run/inherit-generation-1"),
+    ],
+)
+def test_inherit_writes_into_no_folder_that_is_uploaded_or_removed(given, output):
+    assert default_output(given) == Path(output)
+
+
+def test_hub_id_is_answered_with_how_to_fetch_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match=r"hf download some/name --local-dir name\."):
+        find_connectome("some/name")
+
+
+@pytest.mark.parametrize("content", ["", '{"arm": "den', "[]", "{}", '{"arm": "dense"}'])
+def test_arm_whose_result_is_not_whole_is_trained_again(tmp_path, content):
+    file = tmp_path / "dense-seed0.json"
+    file.write_text(content)
+    assert _stored(file, "dense", 0) is None
+    result = ArmResult("dense", 0, [0], [1.0], 1, 1, 0, 0.0)
+    file.write_text(json.dumps(asdict(result)))
+    assert _stored(file, "dense", 0) == result
+    assert _stored(file, "dense", 1) is None
+
+
+def test_report_names_a_full_disk_and_does_without_curves(tmp_path, monkeypatch, capsys):
+    module = recipe("inherit")
+    results = [ArmResult("dense", 0, [0, 1], [2.0, 1.0], 1, 1, 0, 0.0)]
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "inheritance_curves", full)
+    module.report(results, tmp_path)
+    said = capsys.readouterr().out
+    assert "no curves.png: " in said
+    assert f"saved table.md, results.json in {tmp_path}" in said
+    monkeypatch.setattr(module, "write_atomically", full)
+    with pytest.raises(StorageError, match=r"cannot write .*table\.md: No space"):
+        module.report(results, tmp_path)
+
+
 def test_inherit_refuses_a_folder_without_a_connectome(texts, tmp_path, capsys):
     with pytest.raises(SystemExit):
         recipe("inherit").main(inherit_options(texts, tmp_path))
@@ -155,7 +299,7 @@ def test_every_config_is_taken_by_its_recipe(name, monkeypatch, tmp_path):
     class ReachedError(Exception):
         pass
 
-    def claim(folder, settings):
+    def claim(folder, settings, *, record=True):
         reached.update(settings)
         raise ReachedError
 
@@ -180,6 +324,60 @@ def test_help_lists_the_recipe_s_own_options_first():
         check=True,
     ).stdout
     assert shown.index("--dataset") < shown.index("--prune_fraction") < shown.index("--per_device")
+
+
+def test_a_failed_first_try_leaves_the_folder_free(texts, tmp_path, capsys):
+    output = tmp_path / "run"
+    with pytest.raises(SystemExit):
+        recipe("evolve").main(evolve_options(texts / "missing", output))
+    with pytest.raises(SystemExit):
+        recipe("evolve").main(evolve_options(texts, output, "--model_overrides", "n_layer=x"))
+    capsys.readouterr()
+    recipe("evolve").main(evolve_options(texts, output, "--steps_per_generation", "2"))
+    assert "to inherit" in capsys.readouterr().out
+
+
+def test_a_corpus_that_changed_is_refused_before_anything_is_written(texts, tmp_path, capsys):
+    changed = tmp_path / "texts"
+    shutil.copytree(texts, changed)
+    output = tmp_path / "run"
+    recipe("evolve").main(evolve_options(changed, output, "--steps_per_generation", "2"))
+    for number in range(8):
+        (changed / f"{number}.txt").write_text("another text " * 50)
+    with pytest.raises(SystemExit) as stopped:
+        recipe("evolve").main(evolve_options(changed, output, "--steps_per_generation", "2"))
+    assert stopped.value.code == 2
+    assert "corpus: 'train: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--resume_from_checkpoint", "x"], "goes on by itself"),
+        (["--model_overrides", "n_layer=1,n_embd=16,n_head=2,vocab_size=200"], "vocab_size=200"),
+        (["--model_overrides", "n_layer=1,n_embd=16,n_head=2,n_positions=8"], "do not fit"),
+        (["--model_overrides", "activation_function=foo"], "foo"),
+        (["--per_device_train_batch_size", "0"], "expected at least 1"),
+        (["--dataloader_drop_last", "true", "--per_device_train_batch_size", "5000"], "no more"),
+        (["--scope", "all-matrixes"], "Did you mean 'all-matrices'"),
+    ],
+)
+def test_evolve_refuses_what_cannot_work_in_one_message(texts, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit) as stopped:
+        recipe("evolve").main(evolve_options(texts, tmp_path / "run", *options))
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_ctrl_c_is_no_traceback(capsys):
+    from hf_connectome.parsing import friendly_errors
+
+    with pytest.raises(SystemExit) as stopped, friendly_errors("evolve.py"):
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130
+    assert "The same command goes on" in capsys.readouterr().err
 
 
 def test_two_processes_evolve_one_connectome(texts, tmp_path):

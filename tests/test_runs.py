@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 
+import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save
 
 from hf_connectome.errors import RunError, StorageError
 from hf_connectome.runs import (
@@ -18,21 +22,32 @@ from hf_connectome.runs import (
 from hf_connectome.storage import CONFIG_FILE, WEIGHTS_FILE
 
 SETTINGS = {"generations": 6, "learning_rate": 6e-4, "betas": (0.9, 0.95), "scope": None}
+WEIGHTS = save({"w": np.zeros(3, np.float32)})
+
+
+def pickled():
+    stream = io.BytesIO()
+    torch.save({"step": 5}, stream)
+    return stream.getvalue()
+
+
 PARTS = {
-    "model.safetensors": "weights",
-    "scheduler.pt": "scheduler",
-    f"{CONNECTOME_FOLDER}/{WEIGHTS_FILE}": "connectome",
-    f"{CONNECTOME_FOLDER}/{CONFIG_FILE}": "config",
+    "model.safetensors": WEIGHTS,
+    "optimizer.pt": pickled(),
+    "scheduler.pt": pickled(),
+    "rng_state.pth": pickled(),
+    f"{CONNECTOME_FOLDER}/{WEIGHTS_FILE}": WEIGHTS,
+    f"{CONNECTOME_FOLDER}/{CONFIG_FILE}": b"config",
 }
 
 
 def checkpoint_at(folder, step, *, without=(), **changes):
     checkpoint = folder / f"checkpoint-{step}"
-    state = json.dumps({"global_step": step} | changes)
-    for name, text in (PARTS | {STATE_FILE: state}).items():
+    state = json.dumps({"global_step": step} | changes).encode()
+    for name, content in (PARTS | {STATE_FILE: state}).items():
         if name not in without:
             (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
-            (checkpoint / name).write_text(text)
+            (checkpoint / name).write_bytes(content)
     return checkpoint
 
 
@@ -51,6 +66,15 @@ def test_files_of_somebody_else_do_not_hinder_a_claim(tmp_path):
     (tmp_path / "README.md").write_text("mine")
     assert claim(tmp_path, SETTINGS) is False
     assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_first_look_compares_what_is_known_and_records_nothing(tmp_path):
+    assert claim(tmp_path, SETTINGS, record=False) is False
+    assert not (tmp_path / RUN_FILE).exists()
+    claim(tmp_path, SETTINGS | {"corpus": "found later"})
+    assert claim(tmp_path, SETTINGS, record=False) is True
+    with pytest.raises(RunError, match="generations: 6 there, 7 here"):
+        claim(tmp_path, SETTINGS | {"generations": 7}, record=False)
 
 
 def test_another_run_is_refused_with_every_difference(tmp_path):
@@ -97,6 +121,14 @@ def test_checkpoint_is_incomplete_when_a_part_is_missing(tmp_path, missing):
     assert not is_complete(checkpoint_at(tmp_path, 5, without=[missing]))
 
 
+@pytest.mark.parametrize("cut", [name for name in PARTS if not name.endswith(".json")])
+@pytest.mark.parametrize("left", [0, 7, -1])
+def test_checkpoint_is_incomplete_when_a_part_is_cut_short(tmp_path, cut, left):
+    checkpoint = checkpoint_at(tmp_path, 5)
+    (checkpoint / cut).write_bytes(PARTS[cut][:left])
+    assert not is_complete(checkpoint)
+
+
 @pytest.mark.parametrize(
     "text", ["", '{"global_step": 5', "[]", "null", '{"global_step": 4}', "{}"]
 )
@@ -118,7 +150,7 @@ def test_checkpoint_is_incomplete_when_its_state_is_no_text(tmp_path):
 def test_checkpoint_may_be_sharded(tmp_path, weights):
     checkpoint = checkpoint_at(tmp_path, 5, without=["model.safetensors"])
     (checkpoint / weights).parent.mkdir(exist_ok=True)
-    (checkpoint / weights).write_text("weights")
+    (checkpoint / weights).write_bytes(WEIGHTS)
     assert is_complete(checkpoint)
 
 

@@ -23,6 +23,7 @@ from tiny import drawn, tiny_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_connectome.arrays import from_arrays, to_arrays
 from hf_connectome.config import CONFIG_VERSION, ConnectomeConfig
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.errors import (
@@ -40,7 +41,6 @@ from hf_connectome.storage import (
     read,
     read_config,
     refused_writes_named,
-    to_arrays,
     to_bytes,
     write,
     write_atomically,
@@ -583,6 +583,44 @@ def test_other_orientation_is_refused(load):
 def test_host_of_other_sizes_is_refused(load):
     with pytest.raises(FormatError, match=r"'b.weight': the mask is uint8 \(2, 2\); .*\(2, 17\)"):
         load(to_bytes(golden()), Host(Conv1D(17, 2)))
+
+
+def test_host_of_another_vocabulary_is_refused_by_its_shapes(tmp_path):
+    write(drawn(tiny_model("gpt2")), tmp_path)
+    with pytest.raises(
+        HostMismatchError, match=r"'transformer\.wte\.weight' is \(50, 32\) in the "
+    ):
+        read(tmp_path, host=tiny_model("gpt2", vocab_size=50))
+    with pytest.raises(HostMismatchError, match=r"\(97, 32\) in the connectome.*vocabularies"):
+        read(tmp_path, host=tiny_model("gpt2", vocab_size=50))
+
+
+def test_host_of_other_sizes_is_refused_when_only_a_fingerprint_is_recorded(tmp_path):
+    write(golden().replace(config=ConnectomeConfig()), tmp_path)
+    with pytest.raises(
+        HostMismatchError, match=r"'b.weight' is \(2, 17\).*\(2, 3\) bytes.*\(2, 2\)"
+    ):
+        read(tmp_path, host=Host(Conv1D(17, 2)))
+
+
+def test_damaged_file_is_no_mismatch_when_the_host_is_the_recorded_one(tmp_path):
+    model = tiny_model("gpt2")
+    connectome = drawn(model)
+    write(connectome, tmp_path)
+    arrays = to_arrays(connectome)
+    arrays["transformer.wte.weight.mask"] = arrays["transformer.wte.weight.mask"][1:]
+    with pytest.raises(FormatError, match=r"'transformer.wte.weight': the mask is uint8 \(96, 4\)"):
+        from_arrays(arrays, model, connectome.config, file=tmp_path)
+
+
+def test_deeper_host_is_refused_but_part_of_a_connectome_is_read(tmp_path):
+    write(drawn(tiny_model("gpt2", n_layer=1)), tmp_path / "shallow")
+    with pytest.raises(HostMismatchError, match="which the recorded architecture has not"):
+        read(tmp_path / "shallow", host=tiny_model("gpt2"))
+    whole = drawn(tiny_model("gpt2"))
+    part = whole.replace({n: e for n, e in whole.items() if ".h.1." not in n})
+    write(part, tmp_path / "part")
+    assert read(tmp_path / "part", host=tiny_model("gpt2")) == part
 
 
 def test_host_without_the_parameters_is_refused(load):

@@ -169,10 +169,12 @@ def _draw_losses(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     first, last = rows[0]["step"], rows[-1]["step"]
-    label: str | None = "training loss (pale: not smoothed)"
+    label: str | None = "training loss"
+    end = first
     for _, part in _by_generation(rows):
-        if part[0]["step"] != first:
-            axes.axvline(part[0]["step"], color=_FAINT, linewidth=1, zorder=0)
+        if part[0]["step"] != first:  # a generation begins where the one before was measured last
+            axes.axvline(end, color=_FAINT, linewidth=1, zorder=0)
+        end = part[-1]["step"]
         points = _points(part, "loss")
         if not points:
             continue

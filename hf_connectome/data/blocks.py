@@ -15,6 +15,7 @@ import numpy as np
 
 from hf_connectome.data.documents import SEPARATOR
 from hf_connectome.errors import ConfigError, DataError
+from hf_connectome.storage import refused_writes_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -130,7 +131,7 @@ def count_bytes(blocks: Dataset, tokenizer: PreTrainedTokenizerFast) -> int:
     """
     decoder = json.loads(_backend(tokenizer).to_str())["decoder"] or {}
     if decoder.get("type") != "ByteLevel":
-        tokens = np.concatenate(list(_arrays(blocks)))
+        tokens = np.concatenate(list(arrays(blocks)))
         ends = np.flatnonzero(tokens == tokenizer.eos_token_id) + 1
         documents = [document.tolist() for document in np.split(tokens, ends)]
         texts = tokenizer.batch_decode(
@@ -143,7 +144,7 @@ def count_bytes(blocks: Dataset, tokenizer: PreTrainedTokenizerFast) -> int:
         lengths[index] = len(token)  # one character stands for one byte
     for index, added in tokenizer.added_tokens_decoder.items():
         lengths[index] = 0 if added.special else len(added.content.encode())
-    return sum(int(lengths[tokens].sum()) for tokens in _arrays(blocks))
+    return sum(int(lengths[tokens].sum()) for tokens in arrays(blocks))
 
 
 def pack(
@@ -256,7 +257,8 @@ def map_blocks(blocks: Iterable[Tokens], fingerprint: str | None = None) -> Data
     return Dataset(InMemoryTable(table), fingerprint=fingerprint)
 
 
-def _arrays(blocks: Dataset) -> Iterator[Tokens]:
+def arrays(blocks: Dataset) -> Iterator[Tokens]:
+    """Yield the tokens of consecutive blocks, many blocks at a time."""
     for table in blocks.with_format("arrow").iter(batch_size=4096):
         for chunk in table.column("input_ids").chunks:
             yield chunk.flatten().to_numpy()
@@ -316,7 +318,8 @@ def cache_bpe(
     from tokenizers import Tokenizer
 
     def write(path: Path) -> None:
-        train_bpe(documents, vocab_size).backend_tokenizer.save(str(path))
+        tokenizer = train_bpe(documents, vocab_size)
+        path.write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
 
     return _with_special_tokens(Tokenizer.from_file(str(_cached("bpe", key, cache_dir, write))))
 
@@ -330,11 +333,12 @@ def _cached(kind: str, key: str, cache_dir: str | None, write: Callable[[Path], 
     for path in folder.glob(f"{stem}-*"):
         if path.name == f"{stem}-{_checksum(path)}":
             return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        partial = Path(scratch, kind)
-        write(partial)
-        return partial.replace(folder / f"{stem}-{_checksum(partial)}")
+    with refused_writes_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            partial = Path(scratch, kind)
+            write(partial)
+            return partial.replace(folder / f"{stem}-{_checksum(partial)}")
 
 
 def _checksum(path: Path) -> str:

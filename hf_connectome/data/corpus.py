@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hf_connectome.data.blocks import (
+    arrays,
     bpe_size,
     cache_blocks,
     cache_bpe,
@@ -73,6 +74,13 @@ class Corpus:
             known = [f"{count:,} {unit}" for unit, count in counts.items() if count is not None]
             lines.append(f"{side}: {', '.join(known) or 'streamed'}")
         return "\n".join(lines)
+
+    def identity(self) -> str:
+        """Return what tells one corpus from another, wherever it lies: sizes, held-out digest."""
+        digest = hashlib.sha256()
+        for tokens in arrays(self.evaluation):
+            digest.update(tokens.astype("<i8").tobytes())
+        return f"{'; '.join(self.describe().splitlines())}; sha256 {digest.hexdigest()[:16]}"
 
 
 def load_corpus(
@@ -241,6 +249,12 @@ def _split(arguments: DataArguments) -> tuple[Documents, Documents]:
     else:
         held_out = index_documents(arguments.eval_dataset, _texts(arguments, evaluation=True))
         held = np.isin(documents.rows["place"], held_out.rows["place"])
+    if held.all():
+        raise DataError(
+            f"all {len(held)} documents of {name!r} are held out: eval_dataset "
+            f"{arguments.eval_dataset!r} has the same texts. Name other text, or leave "
+            "eval_dataset out to hold out eval_fraction of the documents."
+        )
     start, end = parse_part(arguments.part)
     place = documents.rows["place"]
     training = documents.where(~held & (start <= place) & (place < end), name)

@@ -132,6 +132,11 @@ def find_corpus(name: str) -> tuple[str, list[Path]]:
     else:
         return "hub", []
     kinds = sorted({_kind(file) or "text" for file in found})
+    if not kinds:
+        raise DataError(
+            f"{name!r} holds no file of text, {', '.join(sorted(set(_KINDS.values()) - {'text'}))}"
+            f" ({', '.join(sorted(_KINDS))}). Name the folder or file that does."
+        )
     if len(kinds) != 1:
         raise DataError(
             f"{name!r} holds files of {len(kinds)} kinds ({some(kinds)}); expected one kind of "
@@ -200,7 +205,9 @@ def load_column(name: str, column: str, path: str, options: dict[str, Any]) -> I
         first = next(iter(loaded), None)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if "data_files" in options:
-            raise DataError(f"{name!r} could not be read as {path}: {error}") from error
+            cause = error.__cause__ or error.__context__  # datasets says only that it failed
+            reason = f"{error} ({cause})" if cause is not None else str(error)
+            raise DataError(f"{name!r} could not be read as {path}: {reason}") from error
         raise DataError(
             f"{name!r} is no file or folder here, and as a Hub dataset it could not be loaded "
             f"({error}). Without a network, name a local file or what the Hub cache holds. "

@@ -1,0 +1,96 @@
+"""The model class and config that a connectome records -> a fresh host. Nothing is downloaded.
+
+Whether a host fits is hosts.py's; which architecture to evolve for is fresh.py's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hf_connectome.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_connectome.config import ConnectomeConfig
+
+
+def build_host(
+    config: ConnectomeConfig,
+    *,
+    seed: int | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """Build a fresh model of the architecture that a connectome records. Nothing is downloaded.
+
+    Args:
+        config: with ``architecture`` and ``base_config``.
+        seed: seeds torch's global generator for the initialisation, and puts it back afterwards.
+        device: 'meta' gives names and shapes without memory.
+        dtype: of the weights; explicit, because a recorded bfloat16 would round 0.02.
+
+    Raises:
+        ConfigError: nothing is recorded, the class is not one of transformers' models, or it
+            cannot be built from the recorded config.
+    """
+    if config.architecture is None or config.base_config is None:
+        raise ConfigError(
+            "the connectome records no architecture, so no host can be built for it. Give one: "
+            "ConnectomeModel.from_pretrained(model, path), or "
+            "Connectome.from_pretrained(path, host=model)."
+        )
+    model_class, base_config = _recorded_class(config)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.device(device):
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            model: nn.Module = model_class._from_config(base_config, dtype=dtype)
+        except Exception as error:  # any architecture may raise anything
+            raise ConfigError(
+                f"no {config.architecture} can be built from the recorded config: {error}. Build "
+                "the host yourself and use ConnectomeModel.from_pretrained(model, path)."
+            ) from error
+    name_causal_loss(model)
+    return model
+
+
+def name_causal_loss(model: Any) -> None:
+    """Name the loss of a causal model that transformers cannot tell from its class (GPT-2).
+
+    It would compute the same loss, but warn, and count the first label of every row.
+    """
+    if getattr(model, "loss_type", "") is None and hasattr(model, "lm_head"):
+        model.loss_type = "ForCausalLM"
+
+
+def _recorded_class(config: ConnectomeConfig) -> tuple[Any, Any]:
+    """Look up the recorded class among transformers' own; nothing from the file is executed."""
+    import transformers
+
+    assert config.architecture is not None
+    assert config.base_config is not None
+    found = getattr(transformers, config.architecture, None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ConfigError(
+            f"the recorded architecture {config.architecture!r} is no model class of transformers "
+            f"{transformers.__version__}. Upgrade transformers, or build the host yourself and use "
+            "ConnectomeModel.from_pretrained(model, path)."
+        )
+    fields = dict(config.base_config)
+    try:
+        base_config = transformers.AutoConfig.for_model(fields.pop("model_type", None), **fields)
+        # These may name a kernel on the Hub, whose code transformers would fetch and run.
+        base_config._attn_implementation = base_config._experts_implementation = None
+    except Exception as error:  # any architecture's validators may raise anything
+        raise ConfigError(
+            f"the recorded config of {config.architecture} is refused by transformers: {error}"
+        ) from error
+    if type(base_config) is not found.config_class:
+        raise ConfigError(
+            f"{config.architecture!r} does not take a {type(base_config).__name__}; the config was "
+            "altered."
+        )
+    return found, base_config
