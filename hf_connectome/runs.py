@@ -156,6 +156,6 @@ def refuse_named_checkpoint(checkpoint: str | None) -> None:
     """
     if checkpoint is not None:
         raise ConfigError(
-            f"resume_from_checkpoint is {checkpoint!r}, but the same command goes on by itself from "
-            "what --output_dir holds. Leave it out."
+            f"resume_from_checkpoint is {checkpoint!r}, but the same command goes on by itself "
+            "from what --output_dir holds. Leave it out."
         )
