@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from hf_connectome.architecture import build_host
 from hf_connectome.callbacks import MaskCallback, StepProgress
 from hf_connectome.controls import random_twin
+from hf_connectome.data import collate
 from hf_connectome.errors import ConfigError, RunError, UnknownNameError, did_you_mean
 from hf_connectome.evaluation.arms import ArmResult
 from hf_connectome.fresh import check_context
@@ -221,7 +222,7 @@ def train_arm(
         _arm_arguments(training, seed, arguments.steps),
         train_dataset=corpus.train,
         eval_dataset=corpus.evaluation,
-        data_collator=_collator(),
+        data_collator=collate,
         callbacks=callbacks,
     )
     for shown in (ProgressCallback, PrinterCallback):
@@ -312,9 +313,3 @@ def _progress(
     tokens = block * training.train_batch_size * training.gradient_accumulation_steps
     label = f"seed {seed}  {arm:<10}  density {density:6.1%}"
     return StepProgress(arguments.steps, lambda _: label, tokens * training.world_size)
-
-
-def _collator() -> Any:
-    from hf_connectome.data import collate
-
-    return collate
