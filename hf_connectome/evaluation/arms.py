@@ -154,7 +154,7 @@ def _steps_cell(summary: ArmSummary) -> str:
         return "never"
     if len(reached) < len(summary.steps_to_dense):
         return f"{len(reached)} of {len(summary.steps_to_dense)} seeds"
-    return f"{fmean(reached):.0f} of {summary.num_steps} ({fmean(reached) / summary.num_steps:.0%})"
+    return f"{fmean(reached):.0f} of {summary.num_steps} ({summary.fraction_of_steps:.0%})"
 
 
 def as_json(results: Sequence[ArmResult]) -> dict[str, Any]:
