@@ -5,9 +5,12 @@ Whether a host fits is hosts.py's; which architecture to evolve for is fresh.py'
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hf_connectome.errors import ConfigError
 
@@ -15,6 +18,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_connectome.config import ConnectomeConfig
+
+
+_MOST_LAYERS = 10_000
+_MOST_PARAMETERS = 20_000
+"""Several times those of the largest models; a stranger's config may ask for a billion."""
 
 
 def build_host(
@@ -43,18 +51,27 @@ def build_host(
             "Connectome.from_pretrained(path, host=model)."
         )
     model_class, base_config = _recorded_class(config)
-    with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.device(device):
+    bare = device == "meta"
+    with (
+        _bounded(),
+        _uninitialised() if bare else nullcontext(),
+        torch.random.fork_rng(devices=[], enabled=seed is not None),
+        torch.device(device),
+    ):
         if seed is not None:
             torch.manual_seed(seed)
         try:
-            model: nn.Module = model_class._from_config(base_config, dtype=dtype)
+            model: Any = model_class._from_config(base_config, dtype=dtype)
+            if bare:  # initialising would have tied the weights
+                model.tie_weights()
         except Exception as error:  # any architecture may raise anything
             raise ConfigError(
                 f"no {config.architecture} can be built from the recorded config: {error}. Build "
                 "the host yourself and use ConnectomeModel.from_pretrained(model, path)."
             ) from error
     name_causal_loss(model)
-    return model
+    host: nn.Module = model
+    return host
 
 
 def name_causal_loss(model: Any) -> None:
@@ -64,6 +81,41 @@ def name_causal_loss(model: Any) -> None:
     """
     if getattr(model, "loss_type", "") is None and hasattr(model, "lm_head"):
         model.loss_type = "ForCausalLM"
+
+
+def _uninitialised() -> Any:
+    """Skip the initial values, which on the meta device cost time and give nothing."""
+    from transformers.initialization import no_init_weights
+
+    return no_init_weights()
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Stop a model that registers more parameters than any real one has."""
+    count = 0
+
+    def register(module: nn.Module, name: str, parameter: Any) -> None:
+        nonlocal count
+        del module, name, parameter
+        count += 1
+        if count > _MOST_PARAMETERS:
+            raise ConfigError(f"it has more than {_MOST_PARAMETERS} parameters")
+
+    handle = register_module_parameter_registration_hook(register)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check_layers(fields: Mapping[str, Any]) -> None:
+    """Refuse, before transformers makes lists of that length, what no model has layers of."""
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            _check_layers(value)
+        elif ("layer" in key or "depth" in key) and isinstance(value, int) and value > _MOST_LAYERS:
+            raise ConfigError(f"{key} is {value}; expected at most {_MOST_LAYERS}")
 
 
 def _recorded_class(config: ConnectomeConfig) -> tuple[Any, Any]:
@@ -81,6 +133,7 @@ def _recorded_class(config: ConnectomeConfig) -> tuple[Any, Any]:
         )
     fields = dict(config.base_config)
     try:
+        _check_layers(fields)  # may be nested too deep for Python, like what follows
         base_config = transformers.AutoConfig.for_model(fields.pop("model_type", None), **fields)
         # These may name a kernel on the Hub, whose code transformers would fetch and run.
         base_config._attn_implementation = base_config._experts_implementation = None

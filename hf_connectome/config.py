@@ -7,6 +7,8 @@ that is the connectome file's (storage.py).
 from __future__ import annotations
 
 import enum
+import re
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,8 +79,16 @@ class ConnectomeConfig(PeftConfig):
     base_fingerprint: str | None = _field(
         None, "SHA-256 of names, shapes and orientations of the parameters in scope."
     )
+    digest: str | None = _field(
+        None,
+        "SHA-256 of the connectome that the config lies beside (docs/FORMAT.md, section 6), "
+        "written with the file and compared when it is read.",
+    )
     tokenizer: str | None = _field(None, "Id of the tokenizer that the token ids mean, if any.")
     tokenizer_digest: str | None = _field(None, "SHA-256 of that tokenizer (data.py).")
+    origin: str | None = _field(
+        None, "Hub repository and commit that it was fetched from, 'owner/name@commit', if any."
+    )
     config_version: int = _field(CONFIG_VERSION, "Version of this config's fields.")
 
     def __post_init__(self) -> None:
@@ -99,10 +109,13 @@ class ConnectomeConfig(PeftConfig):
             )
         if not 0.0 < self.density <= 1.0:
             raise ConfigError(f"density is {self.density}; expected a number in (0, 1].")
-        if not 0.0 < self.magnitude < float("inf"):
+        # JSON has whole numbers that no float can hold; they compare, but do not multiply.
+        if not 0.0 < self.magnitude <= sys.float_info.max:
             raise ConfigError(f"magnitude is {self.magnitude}; expected a positive number.")
         if self.generation < 0:
             raise ConfigError(f"generation is {self.generation}; expected 0 or more.")
+        if self.digest is not None and not re.fullmatch("[0-9a-f]{64}", self.digest):
+            raise ConfigError(f"digest is {self.digest!r}; expected 64 hexadecimal digits.")
         resets.get(self.reset)
         wirings.get(self.wiring)
 
@@ -121,8 +134,10 @@ class ConnectomeConfig(PeftConfig):
             "architecture": (str, type(None)),
             "base_config": (dict, type(None)),
             "base_fingerprint": (str, type(None)),
+            "digest": (str, type(None)),
             "tokenizer": (str, type(None)),
             "tokenizer_digest": (str, type(None)),
+            "origin": (str, type(None)),
             "config_version": int,
         }
         for name, kind in kinds.items():

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     Bits = NDArray[np.uint8]
 
-_POPCOUNT = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)
-
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     if array.flags.writeable or not array.flags.owndata:
@@ -29,7 +27,7 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _num_ones(bits: Bits) -> int:
-    return int(_POPCOUNT[bits].sum(dtype=np.int64))
+    return int(np.bitwise_count(bits).sum(dtype=np.int64))
 
 
 def as_array(tensor: Tensor) -> NDArray[Any]:
@@ -38,12 +36,19 @@ def as_array(tensor: Tensor) -> NDArray[Any]:
     return array
 
 
-def _check_dimensions(shape: tuple[int, ...]) -> None:
+def check_dimensions(shape: tuple[int, ...]) -> None:
+    """Refuse the shape of a parameter that has no rows or no weights."""
     if prod(shape) < 1 or not shape:
         raise FormatError(
             f"a parameter of shape {shape} has nothing to wire; expected at least one dimension "
             "and one weight. Leave it out of scope."
         )
+
+
+def check_pad_bits(last: Bits, num_bits: int, what: str) -> None:
+    """Refuse ones beyond the last of ``num_bits`` bits; ``last`` holds the byte(s) they end in."""
+    if num_bits % 8 and np.any(last >> num_bits % 8):
+        raise FormatError(f"the {what} pad bits that are not 0; the file was altered.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +70,14 @@ class SignedMask:
     """How the host stores the matrix (see scope.py), so that a mask is never applied transposed."""
 
     def __post_init__(self) -> None:
-        _check_dimensions(self.shape)
+        check_dimensions(self.shape)
         rows, columns = self.rows, self.columns
         if self.mask_bits.dtype != np.uint8 or self.mask_bits.shape != (rows, -(-columns // 8)):
             raise FormatError(
                 f"the mask is {self.mask_bits.dtype} {self.mask_bits.shape}; a parameter of shape "
                 f"{self.shape} needs uint8 {(rows, -(-columns // 8))}."
             )
-        if columns % 8 and np.any(self.mask_bits[:, -1] >> (columns % 8)):
-            raise FormatError("the mask has pad bits that are not 0; the file was altered.")
+        check_pad_bits(self.mask_bits[:, -1], columns, "mask has")
         object.__setattr__(self, "mask_bits", _frozen(self.mask_bits))
         if self.sign_bits is not None:
             self._check_signs(self.sign_bits)
@@ -89,8 +93,7 @@ class SignedMask:
                 f"the signs are {bits.dtype} {bits.shape}; {self.num_survivors} survivors need "
                 f"uint8 ({expected},)."
             )
-        if self.num_survivors % 8 and bits[-1] >> (self.num_survivors % 8):
-            raise FormatError("the signs have pad bits that are not 0; the file was altered.")
+        check_pad_bits(bits[-1:], self.num_survivors, "signs have")
 
     def _check_scale(self, scale: NDArray[np.float16]) -> None:
         if scale.dtype != np.float16 or scale.shape not in ((1,), (self.rows,)):
@@ -123,7 +126,7 @@ class SignedMask:
         if dense.dtype != np.bool_:
             raise FormatError(f"a mask must be bool, not {dense.dtype}.")
         shape = tuple(dense.shape)
-        _check_dimensions(shape)
+        check_dimensions(shape)
         rows = dense.reshape(shape[0], -1)
         sign_bits = None
         if sign is not None:

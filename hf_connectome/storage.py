@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_connectome.architecture import build_host
 from hf_connectome.arrays import from_arrays, to_arrays
+from hf_connectome.codecs import check_codec
 from hf_connectome.errors import (
     ConfigError,
     ConnectomeError,
@@ -27,6 +28,7 @@ from hf_connectome.errors import (
     some,
 )
 from hf_connectome.hosts import scope_fingerprint
+from hf_connectome.json_files import read_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +41,8 @@ FORMAT = "connectome"
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+CONNECTOME_FOLDER = "connectome"
+"""Where in a trained sparse checkpoint its connectome is."""
 _MAX_CONFIG_BYTES = 16 << 20
 _FULL = 64 << 10
 """Free bytes below which any failed write is laid to a full disk."""
@@ -48,15 +52,23 @@ _TAGS = {"uint8": "U8", "float16": "F16", "float32": "F32"}
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def write(connectome: Connectome, path: str | os.PathLike[str]) -> None:
+def write(connectome: Connectome, path: str | os.PathLike[str], *, codec: str = "plain") -> None:
     """Write a connectome into a folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-    Each file appears whole or not at all; files of other names in the folder stay.
+    Each file appears whole or not at all; files of other names in the folder stay. The config that
+    is written has this connectome's digest and fingerprint, whatever the one in memory has.
+
+    Args:
+        connectome: with a config.
+        path: folder, made if it is not there.
+        codec: 'plain', or 'zstd' for the smaller file; both hold the same connectome.
 
     Raises:
+        UnknownNameError: no such codec.
         ConfigError: the connectome has no config, so a reader could not bind it to a host.
         StorageError: the file system refused; earlier files are whole.
     """
+    check_codec(codec)
     if connectome.config is None:
         raise ConfigError(
             "this connectome has no config, so no reader could bind it to a host. Give it one: "
@@ -65,17 +77,23 @@ def write(connectome: Connectome, path: str | os.PathLike[str]) -> None:
     folder = Path(path)
     with refused_writes_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / WEIGHTS_FILE, to_bytes(connectome))
-        text = (
-            json.dumps(_public_config(connectome, connectome.config), indent=2, sort_keys=True)
-            + "\n"
-        )
-        write_atomically(folder / CONFIG_FILE, text.encode())
+        text = json.dumps(_public_config(connectome), indent=2, sort_keys=True) + "\n"
+        data = to_bytes(connectome, codec=codec)
+        write_together({folder / WEIGHTS_FILE: data, folder / CONFIG_FILE: text.encode()})
 
 
-def to_bytes(connectome: Connectome) -> bytes:
-    """Return the safetensors file (codec ``plain``); equal connectomes give equal bytes."""
-    tensors = {n: (_TAGS[a.dtype.name], a) for n, a in to_arrays(connectome).items()}
+def to_bytes(connectome: Connectome, *, codec: str = "plain") -> bytes:
+    """Return the safetensors file; equal connectomes give equal bytes.
+
+    With 'zstd' that holds for one release of zstd, whose frames may get smaller with the next. The
+    digest is of what they hold, so it stays.
+
+    Raises:
+        UnknownNameError: no such codec.
+    """
+    check_codec(codec)
+    arrays = to_arrays(connectome, codec=codec)
+    tensors = {n: (_TAGS[a.dtype.name], a) for n, a in arrays.items()}
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
@@ -115,10 +133,11 @@ def _serialize(
     return b"".join([len(text).to_bytes(8, "little"), text, *chunks])
 
 
-def _public_config(connectome: Connectome, config: ConnectomeConfig) -> dict[str, Any]:
-    # The fingerprint of what is written: a part of a connectome keeps the config of the whole.
-    fingerprint = scope_fingerprint(connectome)
-    return config.to_dict() | {"inference_mode": True, "base_fingerprint": fingerprint}
+def _public_config(connectome: Connectome) -> dict[str, Any]:
+    # Those of what is written: a part or a successor of a connectome keeps the config of the first.
+    facts = {"base_fingerprint": scope_fingerprint(connectome), "digest": connectome.digest}
+    assert connectome.config is not None
+    return connectome.config.to_dict() | facts | {"inference_mode": True}
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -150,13 +169,8 @@ def read_config(folder: Path) -> ConnectomeConfig:
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise FormatError(f"{folder} has no {CONFIG_FILE}; it is not a connectome's folder.")
-    if file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise FormatError(f"{file} has {file.stat().st_size} bytes; at most {_MAX_CONFIG_BYTES}.")
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also text that is no UTF-8, numbers too long
-        raise FormatError(f"{file} is not JSON: {error}.") from error
-    kind = fields.get("peft_type") if isinstance(fields, dict) else None
+    fields = read_object(file, most_bytes=_MAX_CONFIG_BYTES, way_out="Download it again.")
+    kind = fields.get("peft_type")
     if kind != ConnectomePeftType.CONNECTOME.value:
         raise FormatError(
             f"{file} is of the kind {kind!r}, expected 'CONNECTOME'. Load other adapters by PEFT."
@@ -172,7 +186,22 @@ def from_file(file: Path, host: nn.Module, config: ConnectomeConfig) -> Connecto
     _check_metadata(metadata, file)
     connectome = from_arrays(tensors, host, config, file=file)
     _check_content(connectome, metadata, file)
+    check_digest(connectome, config, file)
     return connectome
+
+
+def check_digest(connectome: Connectome, config: ConnectomeConfig, source: Path) -> None:
+    """Check the content of a file against the digest in its config, if that has one.
+
+    Raises:
+        FormatError: names both.
+    """
+    if config.digest not in (None, connectome.digest):
+        raise FormatError(
+            f"{source} holds the connectome {connectome.digest}, its {CONFIG_FILE} describes "
+            f"{config.digest}: one of the two was altered or exchanged. Download both again "
+            "(force_download=True)."
+        )
 
 
 def _open(file: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
@@ -274,17 +303,26 @@ def refused_writes_named(target: Path) -> Iterator[None]:
 
 def write_atomically(file: Path, data: bytes) -> None:
     """Write a file that is there whole or not at all, also after a kill at any moment."""
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    write_together({file: data})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files of one folder, each whole or not at all; a refused write changes none of them."""
+    staged: dict[Path, Path] = {}
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        for file, data in files.items():
+            handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+            staged[file] = Path(temporary)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            staged[file].chmod(0o644)
+        for file, temporary_file in staged.items():
+            temporary_file.replace(file)
+    finally:
+        for left in staged.values():
+            left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

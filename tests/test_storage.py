@@ -44,6 +44,7 @@ from hf_connectome.storage import (
     to_bytes,
     write,
     write_atomically,
+    write_together,
 )
 
 MiB = 1 << 20
@@ -280,6 +281,33 @@ def test_config_is_plain_sorted_json(tmp_path):
     assert fields["inference_mode"] is True
 
 
+def test_config_has_the_digest_of_what_is_written_whatever_it_had_before(gpt2, tmp_path):
+    first, second = drawn(gpt2, seed=1), drawn(gpt2, seed=2)
+    write(first, tmp_path)
+    stale = read(tmp_path, host=gpt2).config
+    assert stale.digest == first.digest
+    write(second.replace(config=stale), tmp_path)
+    assert read(tmp_path, host=gpt2).config.digest == second.digest != first.digest
+
+
+def test_file_is_refused_beside_the_config_of_another(gpt2, tmp_path):
+    first, second = drawn(gpt2, seed=1), drawn(gpt2, seed=2)
+    write(first, tmp_path)
+    config = (tmp_path / CONFIG_FILE).read_bytes()
+    write(second, tmp_path)
+    (tmp_path / CONFIG_FILE).write_bytes(config)
+    with pytest.raises(FormatError, match=f"{second.digest}, .* describes {first.digest}: one of"):
+        read(tmp_path, host=gpt2)
+
+
+def test_file_is_read_when_the_config_has_no_digest(tmp_path):
+    write(golden(), tmp_path)
+    fields = json.loads((tmp_path / CONFIG_FILE).read_text())
+    del fields["digest"]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(fields))
+    assert read(tmp_path, host=HOST) == golden()
+
+
 def test_saving_is_refused_when_there_is_no_config(tmp_path):
     with pytest.raises(ConfigError, match=r"has no config.*connectome.replace\(config="):
         write(Connectome(golden()), tmp_path / "new")
@@ -401,7 +429,22 @@ FORGERIES = {
     "no density": (no_meta("density"), FormatError, "density is None"),
     # -- names
     "no suffix": (put("a.weight", "U8", [1], b"0"), FormatError, "'a.weight'; names end in"),
-    "other suffix": (put("a.weight.mask.zst", "U8", [1], b"0"), FormatError, "'a.weight.mask.zst'"),
+    "other suffix": (put("a.weight.mask.gap", "U8", [1], b"0"), FormatError, "'a.weight.mask.gap'"),
+    "two masks": (
+        put("a.weight.mask.zst", "U8", [1], b"0"),
+        FormatError,
+        r"'a.weight': it has both \.mask and \.mask\.zst",
+    ),
+    "two signs": (
+        put("a.weight.sign.col.zst", "U8", [1], b"0"),
+        FormatError,
+        r"'a.weight': it has both \.sign and \.sign\.col\.zst",
+    ),
+    "frame without mask": (
+        both(drop("a.weight.mask"), put("a.weight.sign.zst", "U8", [1], b"0")),
+        FormatError,
+        "but no mask for 'a.weight'",
+    ),
     "path": (put("../../x.mask", "U8", [1, 1], b"0"), HostMismatchError, r"wires '\.\./\.\./x'"),
     "empty name": (put(".mask", "U8", [1, 1], b"0"), HostMismatchError, "wires ''"),
     "foreign value": (put("x.value", "F32", [1], b"0000"), HostMismatchError, "wires 'x'"),
@@ -659,9 +702,9 @@ def config_text(**changes):
         (b"\xff\xfe", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (b'{"peft_type": "CONNECTOME", "seed": ' + b"9" * 5000 + b"}", "is not JSON"),
-        (b"[]", "of the kind None, expected 'CONNECTOME'"),
-        (b'"CONNECTOME"', "of the kind None"),
-        (b"{}", "of the kind None"),
+        (b"[]", "holds a list; expected a JSON object"),
+        (b'"CONNECTOME"', "holds a str; expected a JSON object"),
+        (b"{}", "of the kind None, expected 'CONNECTOME'"),
         (b'{"peft_type": "LORA"}', "of the kind 'LORA', .*. Load other adapters by PEFT"),
         (b'{"peft_type": ["CONNECTOME"]}', r"of the kind \['CONNECTOME'\]"),
     ],
@@ -675,7 +718,7 @@ def test_config_is_refused_when_it_is_none(config_of, raw, message):
 def test_config_is_refused_unread_when_it_is_too_large(tmp_path):
     with (tmp_path / CONFIG_FILE).open("wb") as stream:
         stream.truncate(16 * MiB + 1)
-    with pytest.raises(FormatError, match="has 16777217 bytes; at most 16777216"):
+    with pytest.raises(FormatError, match="has 16777217 bytes; expected at most 16777216"):
         read_config(tmp_path)
 
 
@@ -691,6 +734,10 @@ def test_config_is_refused_unread_when_it_is_too_large(tmp_path):
         ({"density": True}, r"density is True \(bool\)"),
         ({"magnitude": float("inf")}, "magnitude is inf; expected a positive number"),
         ({"magnitude": -0.02}, "magnitude is -0.02"),
+        ({"magnitude": 10**400}, "magnitude is 1000.*; expected a positive number"),
+        ({"digest": 5}, r"digest is 5 \(int\)"),
+        ({"digest": "ab"}, "digest is 'ab'; expected 64 hexadecimal digits"),
+        ({"digest": "G" * 64}, "digest is 'GG.*; expected 64 hexadecimal digits"),
         ({"generation": -1}, "generation is -1; expected 0 or more"),
         ({"lineage": {}}, r"lineage is {} \(dict\)"),
         ({"lineage": [1]}, "lineage has 1; expected a list of dict"),
@@ -769,6 +816,15 @@ def test_earlier_files_are_whole_when_a_write_fails(gpt2, tmp_path, size):
         write(second, tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert read(tmp_path, host=gpt2) == first
+
+
+def test_no_file_is_changed_when_the_second_write_fails(tmp_path):
+    whole, large = tmp_path / "a", tmp_path / "b"
+    whole.write_bytes(b"before")
+    with files_no_larger_than(4096), pytest.raises(OSError, match="File too large"):
+        write_together({whole: b"after", large: bytes(8192)})
+    assert whole.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [whole]
 
 
 @pytest.mark.parametrize("inside", ["", "deeper"])
