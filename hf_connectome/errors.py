@@ -31,7 +31,7 @@ class ConfigError(ConnectomeError, ValueError):
 
 
 class DataError(ConnectomeError, ValueError):
-    """A corpus or tokenizer that cannot give the blocks that were asked of it."""
+    """A corpus, tokenizer or table of human data that cannot give what was asked of it."""
 
 
 class RunError(ConnectomeError, RuntimeError):
@@ -40,6 +40,10 @@ class RunError(ConnectomeError, RuntimeError):
 
 class StorageError(ConnectomeError, OSError):
     """The file system refused a write (disk full, no permission); what was there is whole."""
+
+
+class HubError(ConnectomeError, OSError):
+    """The Hub refused or could not be reached; what is on this machine is whole."""
 
 
 class UnsupportedError(ConnectomeError, RuntimeError):

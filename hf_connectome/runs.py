@@ -6,24 +6,25 @@ import json
 import logging
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_connectome.errors import ConfigError, RunError
 from hf_connectome.storage import (
     CONFIG_FILE,
+    CONNECTOME_FOLDER,
     WEIGHTS_FILE,
     refused_writes_named,
     write_atomically,
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from os import PathLike
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 STATE_FILE = "trainer_state.json"
-CONNECTOME_FOLDER = "connectome"
 
 _HARMLESS = {
     "cache_dir",
@@ -33,7 +34,12 @@ _HARMLESS = {
     "dataloader_pin_memory",
     "ddp_backend",
     "disable_tqdm",
+    "hub_always_push",
     "hub_model_id",
+    "hub_private_repo",
+    "hub_revision",
+    "hub_strategy",
+    "hub_token",
     "local_rank",
     "output_dir",
     "push_to_hub",
@@ -106,6 +112,27 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def resumable(folder: Path, wanted: str | PathLike[str] | bool | None) -> str | None:
+    """Return the checkpoint to resume from: the one named, or the newest for True.
+
+    Raises:
+        RunError: it is incomplete, or there is none.
+    """
+    if wanted is None or wanted is False:
+        return None
+    if wanted is True:
+        found = last_checkpoint(folder)
+        if found is None:
+            raise RunError(
+                f"{folder} has no checkpoint that was written to its end. Start without "
+                "resume_from_checkpoint."
+            )
+        return str(found)
+    if not is_complete(Path(wanted)):
+        raise RunError(f"{wanted} is no complete checkpoint; resume from an earlier one.")
+    return str(wanted)
+
+
 def is_complete(checkpoint: Path) -> bool:
     """Whether a checkpoint has all that a bit-identical resume needs, none of it cut short."""
     weights = [*checkpoint.glob("model*.safetensors"), *checkpoint.glob("*model_fsdp*")]
@@ -135,6 +162,12 @@ def is_whole(file: Path) -> bool:
                 return False
         return file.stat().st_size == 8 + length + max(ends, default=0)
     return file.exists()
+
+
+def generations(folder: Path) -> list[Path]:
+    """Return the connectomes of a run, oldest first: its folders ``generation-<g>``."""
+    found = [f for f in folder.glob("generation-*") if f.name.rpartition("-")[2].isdecimal()]
+    return sorted(found, key=lambda f: int(f.name.rpartition("-")[2]))
 
 
 def step_of(checkpoint: Path) -> int:
