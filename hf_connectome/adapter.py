@@ -11,18 +11,20 @@ Importing this module, or ``from hf_connectome import ConnectomeConfig`` (or ``C
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftConfig, mapping
-from peft.tuners.tuners_utils import BaseTuner
+from peft import PeftConfig, PeftModel, mapping
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.peft_types import register_peft_method
+from torch import nn
 
 from hf_connectome.arrays import from_arrays, to_arrays
+from hf_connectome.bound import BoundConfig as BoundConfig  # from here, it is registered too
 from hf_connectome.config import ConnectomeConfig, ConnectomePeftType
 from hf_connectome.enforcement import MaskEnforcer, refuse_flat_shards
 from hf_connectome.errors import (
@@ -36,64 +38,59 @@ from hf_connectome.errors import (
     some,
 )
 from hf_connectome.hosts import describe, scope_fingerprint, wire
+from hf_connectome.refusals import (
+    configs_as_they_were,
+    refuse_embeddings_saved,
+    refuse_offloaded,
+    refuse_second,
+    refuse_without_tuner,
+)
 from hf_connectome.scope import resolve
 from hf_connectome.skills import ConnectomeLayer, put_skill
-from hf_connectome.storage import write
+from hf_connectome.storage import check_digest
 from hf_connectome.wirings import wirings
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from hf_connectome.connectome import Connectome
-
-
-class BoundConfig(ConnectomeConfig):
-    """A config together with the connectome that it describes.
-
-    A config is all that PEFT hands to a tuner, and its ``save_pretrained`` is what PEFT calls last
-    when it saves, so the config carries the connectome in and writes it out.
-    """
-
-    connectome: Connectome
-    first_reset: str = "keep"
-    """Policy that gives the survivors their first values where a connectome is put in place."""
-    first_magnitude: float | None = None
-
-    @classmethod
-    def of(
-        cls, connectome: Connectome, config: ConnectomeConfig, *, inference_mode: bool
-    ) -> BoundConfig:
-        """Join ``config`` and the connectome; ``inference_mode`` asks for a frozen skill."""
-        bound = cls(**{field.name: getattr(config, field.name) for field in fields(config)})
-        bound.inference_mode = inference_mode
-        bound.connectome = connectome
-        return bound
-
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write both files of the connectome, in place of those that PEFT itself would write."""
-        own = ConnectomeConfig(**{field.name: getattr(self, field.name) for field in fields(self)})
-        if kwargs.get("auto_mapping_dict") is not None:
-            own.auto_mapping = kwargs["auto_mapping_dict"]
-        write(self.connectome.replace(config=own), save_directory)
 
 
 # ---- the tuner -----------------------------------------------------------------------------------
 
 
+class InPlace(nn.Module, BaseTunerLayer):
+    """What PEFT's status reports find where a connectome is in place: nothing of it is a layer."""
+
+    def __init__(self, adapter_name: str) -> None:
+        """Stand for the one connectome that is in the weights."""
+        super().__init__()
+        self.merged_adapters = [adapter_name]
+        self._active_adapter = [adapter_name]
+
+    def _get_available_adapters(self) -> set[str]:
+        return set(self.merged_adapters)
+
+    def _move_adapter_to_device_of_base_layer(self, *_: Any, **__: Any) -> None:
+        """Nothing to move: the mask is in the weights."""
+
+    def __repr__(self) -> str:
+        return "connectome.InPlace()"
+
+
 class ConnectomeTuner(BaseTuner):
-    """What PEFT puts around a model: keeps its connectomes by adapter name.
+    """What PEFT puts around a model; which connectomes are on it is in their configs.
 
     A config without a connectome is drawn (its ``wiring``, ``density``, ``seed``) unless it records
-    ``base_fingerprint``: then it came from a file whose tensors PEFT hands over next. PEFT drops
-    the file's metadata on the way, so its own loaders check all but the digest; ConnectomeModel
-    reads through storage.py and checks that too.
+    ``base_fingerprint``: then it came from a file whose tensors PEFT hands over next.
+
+    transformers' own ``model.add_adapter`` makes a tuner and throws it away: frozen skills work
+    there, because all that they need is in their layers and configs.
     """
 
     prefix = "connectome_"
     tuner_layer_cls = ConnectomeLayer
 
-    connectomes: dict[str, Connectome]
-    """Adapter name -> connectome; an adapter without one is still waiting for its file."""
     enforcers: dict[str, MaskEnforcer]
     """Adapter name -> guard, of the one adapter that is in place, if any."""
 
@@ -106,15 +103,16 @@ class ConnectomeTuner(BaseTuner):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Put the connectome of ``peft_config[adapter_name]`` on ``model``."""
-        if isinstance(peft_config, PeftConfig):
-            raise UnsupportedError(
-                "transformers' model.load_adapter and model.add_adapter cannot hold a connectome: "
-                "they keep no tuner and copy tensors into buffers of the same shape, but the file "
-                "is packed. Use ConnectomeModel.from_pretrained(model, path) or "
-                "get_peft_model(model, ConnectomeConfig(...))."
-            )
-        self._refuse_second(getattr(model, "peft_config", {}))
-        super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, state_dict)
+        if not isinstance(peft_config, PeftConfig):
+            refuse_second(getattr(model, "peft_config", {}))
+            super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, state_dict)
+            return
+        with configs_as_they_were(model):
+            refuse_second(getattr(model, "peft_config", {}))
+            refuse_without_tuner(peft_config)
+            with warnings.catch_warnings():  # several adapters are what add_adapter is for
+                warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+                super().__init__(model, peft_config, adapter_name, low_cpu_mem_usage, state_dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Guard the copy too: hooks do not follow a deep copy."""
@@ -124,7 +122,6 @@ class ConnectomeTuner(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         del model, config, adapter_name
-        self.connectomes = {}
         self.enforcers = {}
 
     def inject_adapter(
@@ -139,7 +136,7 @@ class ConnectomeTuner(BaseTuner):
         del autocast_adapter_dtype, low_cpu_mem_usage, state_dict
         config = self.peft_config[adapter_name]
         assert isinstance(config, ConnectomeConfig)
-        self._refuse_second(self.peft_config if self.enforcers else {})
+        refuse_second(self.peft_config if self.enforcers else {})
         if isinstance(config, BoundConfig):
             self._put(adapter_name, config)
         elif config.base_fingerprint is None:
@@ -158,13 +155,14 @@ class ConnectomeTuner(BaseTuner):
             ConfigError: it was described by a config of a file, but the file was never read.
         """
         self._check_known([adapter_name])
-        if adapter_name not in self.connectomes:
+        config = self.peft_config[adapter_name]
+        if not isinstance(config, BoundConfig):
             raise ConfigError(
                 f"the adapter {adapter_name!r} has the config of a stored connectome, but no masks "
                 "were loaded. Use ConnectomeModel.from_pretrained(model, path); to draw a new "
                 "connectome by this config, set its base_fingerprint to None."
             )
-        return self.connectomes[adapter_name]
+        return config.connectome
 
     def _put(self, adapter_name: str, config: BoundConfig) -> None:
         """Wrap or write in place; nothing has changed where this raises."""
@@ -172,7 +170,6 @@ class ConnectomeTuner(BaseTuner):
             put_skill(self.model, adapter_name, config.connectome)
         else:
             self._put_in_place(adapter_name, config)
-        self.connectomes[adapter_name] = config.connectome
         self.peft_config[adapter_name] = config
         if config.inference_mode:
             self.set_adapter(self.active_adapters, inference_mode=True)
@@ -185,19 +182,11 @@ class ConnectomeTuner(BaseTuner):
                 "weights that they share. Call unload() or merge_and_unload() first."
             )
         refuse_flat_shards(self.model)
+        refuse_offloaded(self.model)
         reset, magnitude = config.first_reset, config.first_magnitude
         wire(self.model, config.connectome, reset=reset, magnitude=magnitude)
         self.enforcers[adapter_name] = MaskEnforcer(self.model, config.connectome).attach()
-
-    @staticmethod
-    def _refuse_second(configs: Mapping[str, PeftConfig]) -> None:
-        for name, config in configs.items():
-            if isinstance(config, BoundConfig) and not config.inference_mode:
-                raise UnsupportedError(
-                    f"the connectome {name!r} is in place on this model, where there is room for "
-                    "one: its dead weights are gone. Call merge_and_unload() first, or start from "
-                    "a new model."
-                )
+        self.connectome_in_place = InPlace(adapter_name)
 
     def _refuse_in_place(self, what: str) -> None:
         if self.enforcers:
@@ -229,7 +218,6 @@ class ConnectomeTuner(BaseTuner):
         if len(self.peft_config) == 1:
             raise UnsupportedError(f"{adapter_name!r} is the last connectome. Call unload().")
         super().delete_adapter(adapter_name)
-        self.connectomes.pop(adapter_name, None)
         self.set_adapter(self.active_adapter or next(iter(self.peft_config)), inference_mode=True)
 
     def merge_adapter(
@@ -243,6 +231,14 @@ class ConnectomeTuner(BaseTuner):
         """Put the dense weights back, bit for bit."""
         self._refuse_in_place("unmerging")
         super().unmerge_adapter()  # type: ignore[no-untyped-call]
+
+    def add_weighted_adapter(self, *_: Any, **__: Any) -> None:
+        """Refuse: masks have no weights to average."""
+        raise UnsupportedError(
+            "add_weighted_adapter averages weights, and a connectome has none. set_adapter([...]) "
+            "makes several active, which leaves their intersection; for a connectome of its own, "
+            "a & b or a | b of hf_connectome.Connectome."
+        )
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         if not enabled:
@@ -270,6 +266,7 @@ class ConnectomeTuner(BaseTuner):
             enforcer.project()
             enforcer.detach()
         self.enforcers.clear()
+        del self.connectome_in_place
         del self.model.peft_config
         return self.model
 
@@ -295,7 +292,11 @@ class ConnectomeTuner(BaseTuner):
     def _get_adapter_state_dict(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
-        del config, args, kwargs
+        del args, kwargs
+        if not isinstance(model, PeftModel):
+            # transformers writes what it is given here over the file that the config has written.
+            refuse_embeddings_saved(model, config, adapter_name)
+            return {}
         arrays = to_arrays(_tuner_of(model).connectome(adapter_name))
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
@@ -326,7 +327,8 @@ class ConnectomeTuner(BaseTuner):
                 "matrix in the other orientation. Use a host of the recorded architecture "
                 f"({config.architecture})."
             )
-        tuner._refuse_second(tuner.peft_config if tuner.enforcers else {})
+        check_digest(connectome, config, source)
+        refuse_second(tuner.peft_config if tuner.enforcers else {})
         mode = config.inference_mode
         tuner._put(adapter_name, BoundConfig.of(connectome, config, inference_mode=mode))
         return {}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hf_connectome.config import ConnectomeConfig
+    from hf_connectome.hub import Pushed
 
 __all__ = ["Connectome", "Overlap", "SignedMask"]
 
@@ -258,20 +259,37 @@ class Connectome(Mapping[str, SignedMask]):
                     f"{other[name].orientation} in the other: one is the transpose of the other."
                 )
 
-    # The four entry points below only lead to the modules that do the work.
+    # The five entry points below only lead to the modules that do the work.
 
     @classmethod
-    def from_pretrained(cls, path: str | PathLike[str], **options: Any) -> Connectome:
-        """Read a connectome from a folder; see :func:`hf_connectome.storage.read`."""
+    def from_pretrained(
+        cls, path: str | PathLike[str], *, host: torch.nn.Module | None = None, **download: Any
+    ) -> Connectome:
+        """Read a connectome from a folder or the Hub.
+
+        Args:
+            path: folder or Hub id.
+            host: as in :func:`hf_connectome.storage.read`.
+            download: ``subfolder``, ``revision``, ``token``, ``cache_dir``, ``local_files_only``,
+                ``force_download``, as in :func:`hf_connectome.hub.fetch`.
+        """
+        from hf_connectome.hub import fetch, with_origin
         from hf_connectome.storage import read
 
-        return read(path, **options)
+        folder = fetch(path, **download)
+        return with_origin(read(folder, host=host), path, folder)
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
+    def save_pretrained(self, path: str | PathLike[str], *, codec: str = "plain") -> None:
         """Write the connectome to a folder; see :func:`hf_connectome.storage.write`."""
         from hf_connectome.storage import write
 
-        write(self, path)
+        write(self, path, codec=codec)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Pushed:
+        """Push it as one commit; see :func:`hf_connectome.publishing.publish_connectome`."""
+        from hf_connectome.publishing import publish_connectome
+
+        return publish_connectome(self, repo_id, **options)
 
     @classmethod
     def from_model(

@@ -291,7 +291,8 @@ def describe(
     model = unwrap(model)
     base_config = getattr(model, "config", None)
     facts: dict[str, Any] = {
-        "base_fingerprint": fingerprint((p.name, p.shape, p.orientation) for p in scope.values())
+        "base_fingerprint": fingerprint((p.name, p.shape, p.orientation) for p in scope.values()),
+        "digest": None,  # of an earlier content, if any
     }
     if hasattr(base_config, "to_diff_dict"):
         facts["architecture"] = type(model).__name__

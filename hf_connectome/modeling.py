@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
-from peft.peft_model import TunerLayerStatus, TunerModelStatus
 
-from hf_connectome.adapter import BoundConfig, ConnectomeTuner
+from hf_connectome.adapter import ConnectomeTuner  # noqa: TC001 (registers it with PEFT)
 from hf_connectome.architecture import build_host
-from hf_connectome.errors import ConfigError, FormatError
+from hf_connectome.bound import BoundConfig
+from hf_connectome.errors import ConfigError
 from hf_connectome.hosts import check_depth, check_host, fresh_reset
-from hf_connectome.storage import CONFIG_FILE, WEIGHTS_FILE, read, write
+from hf_connectome.hub import Pushed, fetch, with_origin
+from hf_connectome.storage import read, write
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,10 +90,12 @@ class ConnectomeModel(PeftModel):
             magnitude: the constant of sign_constant; by default the recorded one.
             dtype: of the fresh model's weights.
             subfolder: where in the folder or repository the connectome is.
-            download: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` of a Hub id.
+            download: ``revision``, ``token``, ``cache_dir``, ``local_files_only``,
+                ``force_download`` of a Hub id.
 
         Raises:
             FormatError: no connectome is there, or its files are damaged or altered.
+            HubError: the Hub refused or could not be reached.
             HostMismatchError: the connectome is not of this model.
             UnsupportedError: it covers a parameter that no layer can wrap; see ``is_trainable``.
             ConfigError: options that exclude each other, or no architecture recorded.
@@ -103,7 +104,7 @@ class ConnectomeModel(PeftModel):
         source = model if host is None else model_id
         _check_form(model, model_id, is_trainable, reset if reset is not None else magnitude)
         assert isinstance(source, (str, os.PathLike))
-        connectome = _read(_folder(source, subfolder=subfolder, **download), host)
+        connectome = _read(source, host, subfolder=subfolder, **download)
         assert connectome.config is not None
         if host is None:
             is_trainable, host = True, build_host(connectome.config, seed=seed, dtype=dtype)
@@ -131,7 +132,7 @@ class ConnectomeModel(PeftModel):
             download: as in :meth:`from_pretrained`.
         """
         base = self.get_base_model()
-        connectome = _read(_folder(model_id, subfolder=subfolder, **download), base)
+        connectome = _read(model_id, base, subfolder=subfolder, **download)
         assert connectome.config is not None
         config = BoundConfig.of(connectome, connectome.config, inference_mode=not is_trainable)
         self.add_adapter(adapter_name, config)
@@ -194,20 +195,17 @@ class ConnectomeModel(PeftModel):
         for name, connectome in connectomes.items() if is_main_process else ():
             write(connectome, Path(save_directory, "" if name == "default" else name))
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> Pushed:  # type: ignore[override]
+        """Push the active connectome as one commit, without weights.
+
+        Args:
+            repo_id: ``owner/name``, created if need be.
+            options: as in :func:`hf_connectome.publishing.publish`.
+        """
+        return self.connectome.push_to_hub(repo_id, **options)
+
     def create_or_update_model_card(self, output_dir: str) -> None:
         """Write nothing: PEFT's card would name a local path as the base model."""
-
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Run the base model within the block.
-
-        Raises:
-            UnsupportedError: the connectome is in place, so its dead weights are gone.
-        """
-        if self.base_model.enforcers:
-            self.base_model.disable_adapter_layers()
-        with super().disable_adapter():
-            yield
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Count trainable weights, less the dead ones of a connectome in place, and all weights."""
@@ -220,32 +218,6 @@ class ConnectomeModel(PeftModel):
                 if parameters[name].requires_grad
             )
         return trainable, total
-
-    def get_layer_status(self) -> list[TunerLayerStatus]:
-        """Return the status of each wrapper layer: none where the connectome is in place."""
-        return [] if self.base_model.enforcers else super().get_layer_status()
-
-    def get_model_status(self) -> TunerModelStatus:
-        """Return the status of the connectomes on the model."""
-        if not self.base_model.enforcers:
-            return super().get_model_status()
-        names = list(self.base_model.enforcers)
-        trainable, total = self.get_nb_trainable_parameters()
-        return TunerModelStatus(
-            base_model_type=type(self.base_model.model).__name__,
-            adapter_model_type=type(self.base_model).__name__,
-            peft_types=dict.fromkeys(names, "CONNECTOME"),
-            trainable_params=trainable,
-            total_params=total,
-            num_adapter_layers=0,
-            enabled=True,
-            active_adapters=names,
-            merged_adapters=names,
-            requires_grad=dict.fromkeys(names, True),
-            available_adapters=names,
-            devices={},
-            quantization_backend=None,
-        )
 
 
 def _check_form(model: object, model_id: object, is_trainable: bool | None, first: object) -> None:
@@ -273,12 +245,13 @@ def _check_form(model: object, model_id: object, is_trainable: bool | None, firs
         )
 
 
-def _read(folder: Path, host: nn.Module | None) -> Connectome:
+def _read(source: PathOrRepo, host: nn.Module | None, **download: Any) -> Connectome:
     """Read and check a connectome, and that it fits the host, before anything is built or changed.
 
     The recorded architecture is asked first: by it every size in the file is known, which tells a
     host of other sizes from a damaged file.
     """
+    folder = fetch(source, **download)
     try:
         connectome = read(folder)
     except ConfigError:
@@ -288,62 +261,4 @@ def _read(folder: Path, host: nn.Module | None) -> Connectome:
     if host is not None:
         check_host(connectome, host)
         check_depth(connectome, host)
-    return connectome
-
-
-def _folder(
-    source: PathOrRepo,
-    *,
-    subfolder: str | None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-) -> Path:
-    """Return the local folder of a connectome, downloaded if ``source`` is a Hub id."""
-    inside = "" if subfolder is None else subfolder
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = _download(os.fspath(source), inside, revision, token, cache_dir, local_files_only)
-    found = folder / inside
-    if not (found / CONFIG_FILE).is_file() and (folder / "connectome" / CONFIG_FILE).is_file():
-        raise FormatError(
-            f"{folder} is a trained sparse checkpoint, with its connectome in a folder of its own. "
-            "For a fresh model use ConnectomeModel.from_pretrained(path, subfolder='connectome'); "
-            "for the trained weights AutoModel….from_pretrained(path)."
-        )
-    return found
-
-
-def _download(
-    repo: str,
-    inside: str,
-    revision: str | None,
-    token: str | bool | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    files = [str(Path(inside, name)) for name in (CONFIG_FILE, WEIGHTS_FILE)]
-    try:
-        return Path(
-            snapshot_download(
-                repo,
-                allow_patterns=files,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-            )
-        )
-    except HFValidationError as error:
-        raise FormatError(
-            f"{repo!r} is no folder here and cannot be a Hub id ('name' or 'owner/name'). Check "
-            "the path."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise FormatError(
-            f"{repo!r} is no folder here, and the Hub did not give it: {error}"
-        ) from error
+    return with_origin(connectome, source, folder)

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_connectome.errors import ConfigError, UnsupportedError, some
 from hf_connectome.hosts import check_host
+from hf_connectome.refusals import refuse_offloaded
 from hf_connectome.scope import RAW
 
 if TYPE_CHECKING:
@@ -89,6 +90,25 @@ class ConnectomeLayer(nn.Module, BaseTunerLayer):
                 self.weight.copy_(self.connectome_dense.pop("weight"))
         self.merged_adapters = []
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the entries below; without a mask left, under the names of the bare module.
+
+        transformers' ``delete_adapter`` leaves layers behind, and saves the model as a plain one.
+        """
+        if self.connectome_masks:
+            return super().state_dict(*args, **kwargs)
+        return self.base_layer.state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if not self.connectome_masks:
+            inner = f"{prefix}base_layer."
+            for key in [k for k in state_dict if k.startswith(prefix)]:
+                if not key.startswith(inner):  # saved while there was a mask
+                    state_dict[inner + key[len(prefix) :]] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _get_available_adapters(self) -> set[str]:
         return set(self.connectome_masks.keys())
 
@@ -119,11 +139,13 @@ def put_skill(model: nn.Module, adapter_name: str, connectome: Connectome) -> No
 
     Raises:
         HostMismatchError: the model does not fit; nothing was changed.
-        UnsupportedError: a parameter is no module's ``weight``; nothing was changed.
+        UnsupportedError: a parameter is no module's ``weight``, or is not in memory; nothing was
+            changed.
         ConfigError: the name cannot name a buffer; nothing was changed.
     """
     _check_name(adapter_name)
     places = _places(model, connectome)
+    refuse_offloaded(model)
     for module in model.modules():
         if isinstance(module, ConnectomeLayer) and adapter_name in module.connectome_masks:
             del module.connectome_masks[adapter_name]  # it is loaded anew

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import subprocess
 import sys
 import warnings
 
 import pytest
 import torch
+import transformers
 from peft import (
     AutoPeftModel,
     AutoPeftModelForCausalLM,
@@ -22,6 +24,7 @@ from torch import nn
 
 from hf_connectome import Connectome, ConnectomeConfig, ConnectomeModel, ConnectomeTuner
 from hf_connectome.adapter import draw, register
+from hf_connectome.bound import BoundConfig
 from hf_connectome.errors import (
     ConfigError,
     FormatError,
@@ -410,8 +413,6 @@ def test_carried_values_are_refused_when_frozen():
 
 
 def bound(connectome):
-    from hf_connectome.adapter import BoundConfig
-
     return BoundConfig.of(connectome, connectome.config, inference_mode=True)
 
 
@@ -547,17 +548,137 @@ def test_classification_head_is_free_when_peft_asks_for_the_task():
     assert model(**inputs("BertForMaskedLM")).logits.shape == (1, 2)
 
 
-# ---- entry points that cannot work, and say so ---------------------------------------------------
-
-
-def test_transformers_own_adapter_methods_are_refused(folder):
+@pytest.mark.parametrize("trainable", [True, False])
+def test_flipped_bit_is_refused_by_peft_s_own_loader(folder, tmp_path, trainable):
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    data = bytearray((damaged / "adapter_model.safetensors").read_bytes())
+    data[-1] ^= 1  # a sign: nothing but the digest can tell
+    (damaged / "adapter_model.safetensors").write_bytes(data)
     host = tiny(GPT2)
-    dense = logits(host, GPT2)
-    with pytest.raises(UnsupportedError, match=r"ConnectomeModel\.from_pretrained"):
-        host.load_adapter(str(folder))
-    with pytest.raises(UnsupportedError, match="get_peft_model"):
-        host.add_adapter(ConnectomeConfig(density=0.25))
-    assert torch.equal(logits(host, GPT2), dense)
+    before = weights(host)
+    with pytest.raises(FormatError, match=r"holds the connectome .*config.json describes .*again"):
+        PeftModel.from_pretrained(host, damaged, is_trainable=trainable)
+    assert same(before, weights(host))
+
+
+# ---- cards that PEFT writes ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def loaded_base(tmp_path):
+    tiny(GPT2).save_pretrained(tmp_path / "base")
+    return transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base")
+
+
+@pytest.mark.parametrize("name", ["default", "skill"])
+def test_card_of_peft_names_no_local_base(loaded_base, tmp_path, name):
+    settings = ConnectomeConfig(density=0.25, task_type="CAUSAL_LM", inference_mode=True)
+    get_peft_model(loaded_base, settings, name).save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert "- transformers" in card
+    assert "base_model" not in card
+    assert str(tmp_path) not in card
+
+
+def test_card_of_peft_keeps_a_base_of_the_hub_and_what_was_written_by_hand(tmp_path):
+    host = tiny(GPT2)
+    host.name_or_path = host.config._name_or_path = "owner/base"
+    model = get_peft_model(host, ConnectomeConfig(density=0.25, inference_mode=True))
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    with pytest.warns(UserWarning, match="Could not find a config file in owner/base"):
+        model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "base_model: owner/base" in card
+    assert "- base_model:adapter:owner/base" in card
+    assert "license: mit" in card
+    assert "# Mine" in card
+
+
+def test_card_is_left_alone_when_the_config_alone_is_saved(tmp_path):
+    (tmp_path / "README.md").write_text("---\nbase_model: /a/local/path\n---\n")
+    model = get_peft_model(tiny(GPT2), ConnectomeConfig(density=0.25, inference_mode=True))
+    model.peft_config["default"].save_pretrained(tmp_path)
+    assert "/a/local/path" in (tmp_path / "README.md").read_text()
+    assert read(tmp_path) == model.base_model.connectome()
+
+
+# ---- transformers' own methods; the matrix of them all is in test_peft_conformance.py ------------
+
+
+def test_failed_second_skill_leaves_the_first_as_it_was(folder):
+    host = tiny(GPT2)
+    host.add_adapter(BoundConfig.from_pretrained(folder))
+    masked = logits(host, GPT2)
+    other = tiny("LlamaForCausalLM")
+    foreign = BoundConfig.of(drawn(other), drawn(other).config, inference_mode=True)
+    with pytest.raises(HostMismatchError, match="has no parameter"):
+        host.add_adapter(foreign, "other")
+    assert list(host.peft_config) == ["default"]
+    assert host.active_adapters() == ["default"]
+    assert torch.equal(logits(host, GPT2), masked)
+    with pytest.raises(HostMismatchError, match="has no parameter"):
+        tiny(GPT2).add_adapter(foreign)
+
+
+def test_weights_load_by_either_name_when_no_mask_is_left(folder):
+    host = tiny(GPT2, seed=1)
+    host.add_adapter(BoundConfig.from_pretrained(folder))
+    wrapped = {name: tensor.clone() for name, tensor in host.state_dict().items()}
+    assert f"{WTE.removesuffix('weight')}base_layer.weight" in wrapped
+    host.delete_adapter("default")
+    plain = tiny(GPT2).state_dict()
+    assert host.state_dict().keys() == plain.keys()
+    host.load_state_dict(plain)
+    assert torch.equal(logits(host, GPT2), logits(tiny(GPT2), GPT2))
+    host.load_state_dict(wrapped)
+    assert torch.equal(logits(host, GPT2), logits(tiny(GPT2, seed=1), GPT2))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        host.load_state_dict({})
+
+
+def test_bound_config_brings_the_connectome_of_its_folder(folder, tmp_path):
+    bound = BoundConfig.from_pretrained(folder.parent, subfolder=folder.name)
+    assert bound.connectome == read(folder)
+    assert bound.inference_mode
+    bound.save_pretrained(tmp_path)
+    assert read(tmp_path) == read(folder)
+    with pytest.raises(FormatError, match="cannot be a Hub id"):
+        BoundConfig.from_pretrained("no/such/folder")
+
+
+def test_bound_config_asks_for_a_host_when_no_architecture_is_recorded(tmp_path):
+    net = nn.Sequential(nn.Linear(4, 3))
+    write(drawn(net, density=0.5), tmp_path)
+    with pytest.raises(ConfigError, match="records no architecture"):
+        BoundConfig.from_pretrained(tmp_path)
+    assert BoundConfig.from_pretrained(tmp_path, host=net).connectome.names == ("0.weight",)
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens"], r".*(embed_tokens|q_proj)"])
+def test_saving_is_refused_when_peft_would_add_embeddings(tmp_path, targets):
+    host = tiny("LlamaForCausalLM")
+    settings = ConnectomeConfig(density=0.5, target_modules=targets, inference_mode=True)
+    host.add_adapter(settings)
+    with pytest.raises(UnsupportedError, match=r"peft_config\['default'\]\.save_pretrained"):
+        host.save_pretrained(tmp_path)
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+    host.peft_config["default"].save_pretrained(tmp_path)
+    assert read(tmp_path) == host.peft_config["default"].connectome
+
+
+@pytest.mark.parametrize("inference_mode", [True, False])
+def test_weights_that_are_not_in_memory_are_refused(inference_mode):
+    with torch.device("meta"):
+        host = nn.Sequential(nn.Linear(4, 3))
+    bound = BoundConfig.of(
+        drawn(nn.Sequential(nn.Linear(4, 3))), ConnectomeConfig(), inference_mode=inference_mode
+    )
+    with pytest.raises(
+        UnsupportedError, match=r"the weights '0\.weight', '0\.bias' are on the meta"
+    ):
+        get_peft_model(host, bound)
+    assert type(host[0]) is nn.Linear
 
 
 def test_other_methods_are_not_mixed_in(folder):

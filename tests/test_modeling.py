@@ -17,6 +17,7 @@ from hf_connectome.errors import (
     ConfigError,
     FormatError,
     HostMismatchError,
+    HubError,
     UnknownNameError,
     UnsupportedError,
 )
@@ -335,9 +336,9 @@ def test_counts_leave_out_dead_weights_when_in_place(folder, capsys):
 
 def test_status_tells_the_two_paths_apart(folder):
     trained = ConnectomeModel.from_pretrained(folder)
-    assert trained.get_layer_status() == []
+    assert [layer.module_type for layer in trained.get_layer_status()] == ["connectome.InPlace"]
     status = trained.get_model_status()
-    assert (status.num_adapter_layers, status.merged_adapters) == (0, ["default"])
+    assert (status.num_adapter_layers, status.merged_adapters) == (1, ["default"])
     frozen = ConnectomeModel.from_pretrained(tiny(GPT2), folder)
     status = frozen.get_model_status()
     assert (status.num_adapter_layers, status.merged_adapters) == (11, [])
@@ -420,7 +421,7 @@ def _other_method(path):
         (_foreign, "format 'pt', expected 'connectome'"),
         (_other_method, "kind 'LORA'"),
         (lambda path: (path / WEIGHTS_FILE).unlink(), "is incomplete"),
-        (lambda path: (path / CONFIG_FILE).unlink(), f"has no {CONFIG_FILE}"),
+        (lambda path: (path / CONFIG_FILE).unlink(), f"there is no {CONFIG_FILE}"),
     ],
 )
 def test_damaged_or_foreign_files_are_refused(folder, tmp_path, change, message):
@@ -484,14 +485,14 @@ def test_connectome_is_found_in_a_subfolder_of_a_trained_checkpoint(folder, tmp_
 
 
 @pytest.mark.parametrize(
-    ("place", "message"),
+    ("place", "error", "message"),
     [
-        ("no/such/folder", "cannot be a Hub id"),
-        ("owner/not-in-the-cache", "the Hub did not give it"),
+        ("no/such/folder", FormatError, "is no folder here and cannot be a Hub id"),
+        ("owner/not-in-the-cache", HubError, "is not in the cache.*It is no folder here either"),
     ],
 )
-def test_missing_place_is_named(tmp_path, place, message):
-    with pytest.raises(FormatError, match=f"'{place}' is no folder here.*{message}"):
+def test_missing_place_is_named(tmp_path, place, error, message):
+    with pytest.raises(error, match=f"'{place}' {message}"):
         ConnectomeModel.from_pretrained(place, local_files_only=True, cache_dir=tmp_path)
 
 
