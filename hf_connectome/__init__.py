@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "BoundConfig": "adapter",
     "Connectome": "connectome",
     "ConnectomeConfig": "adapter",  # not "config": importing adapter registers the method with PEFT
     "ConnectomeError": "errors",
@@ -21,12 +22,14 @@ _HOME = {
     "MaskCallback": "callbacks",
     "MaskEnforcer": "enforcement",
     "SignedMask": "connectome",
+    "publish": "publishing",
     "random_twin": "controls",
 }
 
 if TYPE_CHECKING:
     from hf_connectome.adapter import ConnectomeTuner
     from hf_connectome.arguments import GenerationalArguments
+    from hf_connectome.bound import BoundConfig
     from hf_connectome.callbacks import MaskCallback
     from hf_connectome.config import ConnectomeConfig
     from hf_connectome.connectome import Connectome, SignedMask
@@ -34,9 +37,11 @@ if TYPE_CHECKING:
     from hf_connectome.enforcement import MaskEnforcer
     from hf_connectome.errors import ConnectomeError
     from hf_connectome.modeling import ConnectomeModel
+    from hf_connectome.publishing import publish
     from hf_connectome.trainer import GenerationalTrainer
 
 __all__ = [
+    "BoundConfig",
     "Connectome",
     "ConnectomeConfig",
     "ConnectomeError",
@@ -48,6 +53,7 @@ __all__ = [
     "MaskEnforcer",
     "SignedMask",
     "__version__",
+    "publish",
     "random_twin",
 ]
 

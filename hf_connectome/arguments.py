@@ -12,6 +12,7 @@ from hf_connectome.evolution import SELECTIONS
 from hf_connectome.reset import resets
 from hf_connectome.schedule import GeometricSchedule
 
+_STRATEGIES = ("every_save", "end")
 _UNSUPPORTED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
 
@@ -69,6 +70,13 @@ class GenerationalArguments(TrainingArguments):
             "help": "Store one scale a parameter (mean |w| of the survivors) in each connectome."
         },
     )
+    push_to_hub: bool | str = field(  # type: ignore[assignment]
+        default=False,
+        metadata={
+            "help": "Push every generation, a commit and a tag each, to this repository "
+            "(owner/name) or to --hub_model_id. A run that stopped goes on with the same one."
+        },
+    )
     carry_values: bool = field(
         default=False, metadata={"help": "Store norms and biases whole in each connectome."}
     )
@@ -76,6 +84,7 @@ class GenerationalArguments(TrainingArguments):
     def __post_init__(self) -> None:
         """Refuse settings that cannot work before anything is loaded."""
         self._check_numbers()
+        self._name_repository()
         schedule = self.schedule
         if self.steps_per_generation < 1:
             raise ConfigError(
@@ -132,6 +141,21 @@ class GenerationalArguments(TrainingArguments):
             )
         if not 0.0 < self.magnitude < float("inf"):
             raise ConfigError(f"magnitude is {self.magnitude}; expected a positive number.")
+
+    def _name_repository(self) -> None:
+        """Take ``push_to_hub=owner/name`` for both of transformers' settings."""
+        if isinstance(self.push_to_hub, str):
+            if self.hub_model_id not in (None, self.push_to_hub):
+                raise ConfigError(
+                    f"push_to_hub is {self.push_to_hub!r} but hub_model_id {self.hub_model_id!r}. "
+                    "Name the repository once."
+                )
+            self.hub_model_id, self.push_to_hub = self.push_to_hub, True
+        if str(getattr(self.hub_strategy, "value", self.hub_strategy)) not in _STRATEGIES:
+            raise ConfigError(
+                f"hub_strategy is {self.hub_strategy!r}; what is pushed are generations, "
+                "'every_save' as they come or at the 'end'. Checkpoints stay on this machine."
+            )
 
     def _refuse_incompatible(self) -> None:
         if self.load_best_model_at_end:

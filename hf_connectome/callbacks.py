@@ -12,8 +12,12 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from hf_connectome.enforcement import MaskEnforcer
-from hf_connectome.runs import CONNECTOME_FOLDER
-from hf_connectome.storage import refused_writes_named, write, write_atomically
+from hf_connectome.storage import (
+    CONNECTOME_FOLDER,
+    refused_writes_named,
+    write,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import ProgressCallback, Trainer, TrainerState
+from transformers import ProgressCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -24,15 +24,11 @@ from hf_connectome.enforcement import MaskEnforcer, refuse_flat_shards
 from hf_connectome.errors import ConfigError, FormatError, RunError
 from hf_connectome.evolution import Pruning, dense_connectome, next_generation, reset_host
 from hf_connectome.hosts import describe, full_tensor
-from hf_connectome.runs import (
-    CONNECTOME_FOLDER,
-    STATE_FILE,
-    is_complete,
-    last_checkpoint,
-    step_of,
-)
+from hf_connectome.runs import STATE_FILE, resumable, step_of
 from hf_connectome.scope import parameters_of, resolve
+from hf_connectome.sharing import SharingTrainer
 from hf_connectome.storage import (
+    CONNECTOME_FOLDER,
     atomic_folder,
     read,
     refused_writes_named,
@@ -40,7 +36,7 @@ from hf_connectome.storage import (
 )
 
 if TYPE_CHECKING:
-    from os import PathLike
+    from collections.abc import Mapping
 
     from transformers import PreTrainedModel
 
@@ -48,7 +44,7 @@ if TYPE_CHECKING:
     from hf_connectome.connectome import Connectome
 
 
-class GenerationalTrainer(Trainer):
+class GenerationalTrainer(SharingTrainer):
     """Evolves a connectome: trains, prunes, resets, for every generation, in one ``train()``.
 
     Every generation is saved as ``output_dir/generation-<g>``; a resume from any checkpoint gives
@@ -68,6 +64,7 @@ class GenerationalTrainer(Trainer):
         *,
         tokenizer_name: str | None = None,
         tokenizer_digest: str | None = None,
+        facts: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         """Build a Trainer over a plain model.
@@ -77,6 +74,7 @@ class GenerationalTrainer(Trainer):
             args: settings of the outer loop.
             tokenizer_name: Hub id of the tokenizer, if it has one; recorded.
             tokenizer_digest: what the token ids mean (data.tokenizer_digest); recorded.
+            facts: of the corpus and the command, for the card (fields of provenance.Provenance).
             **options: what transformers' Trainer takes (train_dataset, eval_dataset, callbacks…).
 
         Raises:
@@ -110,6 +108,7 @@ class GenerationalTrainer(Trainer):
         config = describe(model, config, self._scope)
         self.connectome: Connectome = dense_connectome(model, self._scope, config)
         self._enforcer: MaskEnforcer | None = None
+        self.facts = facts or {}
         super().__init__(model, args, **options)
         self._install_callbacks()
 
@@ -147,7 +146,7 @@ class GenerationalTrainer(Trainer):
         Raises:
             RunError: the checkpoint is incomplete, or there is none.
         """
-        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        checkpoint = resumable(self.output_folder, resume_from_checkpoint)
         if checkpoint is not None and step_of(Path(checkpoint)) >= self.args.max_steps:
             return self._finish_from(Path(checkpoint))
         output: TrainOutput = super().train(checkpoint, trial, ignore_keys_for_eval)
@@ -180,9 +179,12 @@ class GenerationalTrainer(Trainer):
             self._enforcer.detach()
         assert self.optimizer is not None
         self._enforcer = MaskEnforcer(self.model_wrapped, self.connectome).attach(self.optimizer)
+        self.start_clock()
         if self.generation == 0 and self.state.global_step == 0:
             self._save_generation()
             self.keep_early_weights(0)
+            self.check_repository()
+        self.push_generations()
 
     def advance_to(self, step: int) -> None:
         """Cross every generation boundary at or before ``step``."""
@@ -203,6 +205,7 @@ class GenerationalTrainer(Trainer):
         self._enforcer = MaskEnforcer(self.model_wrapped, self.connectome)
         self.advance_to(self.state.global_step)
         self.finish()
+        self._finish_current_push()
         return TrainOutput(self.state.global_step, float("nan"), {})
 
     def _advance(self) -> None:
@@ -225,6 +228,7 @@ class GenerationalTrainer(Trainer):
         self._enforcer.update(self.connectome)
         self._compare_ranks()
         self._save_generation()
+        self.push_generations()
 
     def _compare_ranks(self) -> None:
         if self.args.world_size < 2:
@@ -324,12 +328,12 @@ class GenerationalTrainer(Trainer):
         if not self.args.should_save:
             return
         folder = self.generation_folder(self.generation)
-        if self._is_saved(folder):
-            return
-        with refused_writes_named(folder), atomic_folder(folder) as scratch:
-            write(self.connectome, scratch)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(str(scratch))
+        if not self._is_saved(folder):
+            with refused_writes_named(folder), atomic_folder(folder) as scratch:
+                write(self.connectome, scratch)
+                self.write_provenance(scratch)
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(str(scratch))
 
     def _is_saved(self, folder: Path) -> bool:
         try:
@@ -347,21 +351,6 @@ class GenerationalTrainer(Trainer):
             keep_early(early, self.output_folder)
 
     # ---- set-up ------------------------------------------------------------------------------
-
-    def _checkpoint_to_resume(self, wanted: str | bool | PathLike[str] | None) -> str | None:
-        if wanted is None or wanted is False:
-            return None
-        if wanted is True:
-            found = last_checkpoint(self.output_folder)
-            if found is None:
-                raise RunError(
-                    f"{self.output_folder} has no checkpoint that was written to its end. Start "
-                    "without resume_from_checkpoint."
-                )
-            return str(found)
-        if not is_complete(Path(wanted)):
-            raise RunError(f"{wanted} is no complete checkpoint; resume from an earlier one.")
-        return str(wanted)
 
     def _tokens_per_step(self) -> int | None:
         try:

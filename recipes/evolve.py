@@ -14,10 +14,12 @@ and at the paper's scale:
 
 The same command again goes on where it stopped. What it writes into --output_dir: one loadable
 connectome a generation (generation-0 … generation-6), checkpoints, metrics.jsonl and curves.png.
+With --push_to_hub owner/name each generation is also a commit and a tag of that Hub repository.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,9 +28,11 @@ from transformers.utils import logging as transformers_logging
 from hf_connectome.analysis.figures import evolution_curves
 from hf_connectome.arguments import GenerationalArguments
 from hf_connectome.data import DataArguments, collate, load_corpus, tokenizer_digest
-from hf_connectome.errors import ConfigError, ConnectomeError, RunError
+from hf_connectome.errors import ConfigError, ConnectomeError, HubError, RunError
 from hf_connectome.fresh import ModelArguments, fresh_model
+from hf_connectome.hub import url as hub_url
 from hf_connectome.parsing import explicit_settings, friendly_errors, parse
+from hf_connectome.provenance import hub_id
 from hf_connectome.runs import claim, deciding, last_checkpoint, refuse_named_checkpoint, step_of
 from hf_connectome.trainer import GenerationalTrainer
 
@@ -41,7 +45,10 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def build_trainer(
-    model_arguments: ModelArguments, data: DataArguments, training: GenerationalArguments
+    model_arguments: ModelArguments,
+    data: DataArguments,
+    training: GenerationalArguments,
+    command: Sequence[str],
 ) -> tuple[GenerationalTrainer, Corpus]:
     """Load the corpus, build the fresh model, and put both under a trainer."""
     with training.main_process_first(desc="tokenising"):
@@ -53,8 +60,20 @@ def build_trainer(
         trainer = GenerationalTrainer(
             model,
             training,
-            tokenizer_name=None if data.tokenizer.startswith("bpe:") else data.tokenizer,
+            tokenizer_name=hub_id(data.tokenizer),
             tokenizer_digest=tokenizer_digest(corpus.tokenizer) if corpus.tokenizer else None,
+            facts={
+                "argv": command,
+                "dataset": data.dataset,
+                "corpus": corpus.describe().replace("\n", "; "),
+                "corpus_digest": corpus.identity().rpartition(" ")[2],
+                "num_train_tokens": corpus.num_train_tokens,
+                "block_size": data.block_size,
+                "tokens_per_step": training.train_batch_size
+                * training.gradient_accumulation_steps
+                * training.world_size
+                * data.block_size,
+            },
             train_dataset=corpus.train,
             eval_dataset=corpus.evaluation,
             data_collator=collate,
@@ -103,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         transformers_logging.disable_progress_bar()
         settings = deciding(explicit_settings((model_arguments, data, training)))
         claim(folder, settings, record=False)
-        trainer, corpus = build_trainer(model_arguments, data, training)
+        command = [__file__, *(sys.argv[1:] if argv is None else argv)]
+        trainer, corpus = build_trainer(model_arguments, data, training, command)
         claim(folder, settings | {"corpus": corpus.identity()})
         speaks = trainer.is_world_process_zero()
         checkpoint = last_checkpoint(folder)
@@ -113,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if checkpoint is not None:
                 done = f"step {step_of(checkpoint)} of {training.max_steps}"
                 print(f"going on from {checkpoint}: {done}")
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        left_here = train(trainer, checkpoint)
         if trainer.generation < training.generations:
             raise RunError(
                 f"training stopped at step {trainer.state.global_step} of {training.max_steps}, in "
@@ -126,6 +146,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             saved = sorted(f.name for f in folder.glob("generation-*"))
             print(f"saved {', '.join(saved)} in {folder}")
             print(f"next: accelerate launch recipes/inherit.py --connectome {folder}")
+        if left_here is not None:
+            raise left_here
+
+
+def train(trainer: GenerationalTrainer, checkpoint: Path | None) -> HubError | None:
+    """Run or go on; return why generations of a finished run are not on the Hub, if they are not.
+
+    What was evolved is shown first: a lost connection is no reason to hide it.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except HubError as error:
+        if trainer.generation < trainer.args.generations:
+            raise
+        return error
+    if trainer.args.push_to_hub and trainer.is_world_process_zero():
+        print(f"pushed every generation: {hub_url(str(trainer.hub_model_id))}")
+    return None
 
 
 def draw(trainer: GenerationalTrainer, folder: Path) -> None:
