@@ -1,0 +1,91 @@
+"""The command line, ``hf-connectome``: it parses, calls the library, and prints.
+
+Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from hf_connectome import __version__
+from hf_connectome.cli.converting import convert, load_test
+from hf_connectome.cli.inspecting import diff, show, verify
+from hf_connectome.cli.output import Command, Result
+from hf_connectome.cli.sharing import pull, push, search
+
+__all__ = ["app", "main"]
+
+_EPILOG = """\b
+A first look:
+  hf-connectome show runs/cpu/generation-6
+  hf-connectome verify owner/name --revision generation-6
+  hf-connectome load-test runs/cpu/generation-6
+
+\b
+Exit codes:
+    0  fine
+    1  refused, or it could not be done; stderr says why
+    2  the command line is wrong
+    3  verify, diff --exit-code or load-test found damage or a difference
+  130  interrupted
+"""
+
+app = typer.Typer(
+    name="hf-connectome",
+    help="Look at, check, convert and share connectomes: the wiring of networks without weights.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    # Help and usage errors are the same in a terminal and in a file, and rich stays unloaded.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"hf-connectome {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    del version
+
+
+_COMMANDS: dict[Callable[..., Result], list[str]] = {
+    show: ["show runs/cpu/generation-6", "show owner/name --revision generation-6 --all"],
+    verify: ["verify owner/name --digest 57ef02508d52", "verify my-copy --against owner/name"],
+    diff: ["diff runs/cpu/generation-5 runs/cpu/generation-6", "diff owner/name@generation-5 mine"],
+    convert: [
+        "convert runs/cpu/generation-6 small --codec zstd",
+        "convert my-pruned-gpt2 my-connectome --exclude wpe",
+        "convert out/run/model_generation_5.pt paper-connectome",
+    ],
+    load_test: ["load-test runs/cpu/generation-6"],
+    push: ["push runs/cpu owner/name --license apache-2.0"],
+    pull: ["pull owner/name my-connectome --revision generation-6"],
+    search: ["search gpt2 --limit 5"],
+}
+
+for _function, _examples in _COMMANDS.items():
+    app.command(
+        _function.__name__.replace("_", "-"),
+        cls=Command,
+        epilog="\b\nFor example:\n" + "\n".join(f"  hf-connectome {one}" for one in _examples),
+    )(_function)
+
+
+def main() -> None:
+    """Run the program on this process's arguments; it exits by one of the documented codes."""
+    app(prog_name="hf-connectome")
