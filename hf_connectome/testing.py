@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hf_connectome.connectome import Connectome
+from hf_connectome.controls.counting import whole_bits
 from hf_connectome.criteria import CriterionContext
-from hf_connectome.errors import ConnectomeError
+from hf_connectome.errors import ConfigError, ConnectomeError
 from hf_connectome.hosts import describe, extract, wire
 from hf_connectome.scope import CONV, EMBEDDING, OUT_IN, RAW, ScopedParameter, resolve
 from hf_connectome.seeding import generator
@@ -25,6 +27,7 @@ from hf_connectome.wirings import RandomWiring
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hf_connectome.controls import Control
     from hf_connectome.criteria import Criterion
     from hf_connectome.wirings import Wiring
 
@@ -191,6 +194,60 @@ def _expect_refusal(wiring: Wiring, density: float) -> None:
 # ---- hosts ---------------------------------------------------------------------------------------
 
 
+def check_control(control: Control) -> None:
+    """Check that a control keeps its contract (:class:`~hf_connectome.controls.Control`).
+
+    Its twin has parameters of the original only, as they are stored there; it depends on the seed
+    if and only if ``uses_seed``; its bits are between 0 and those of the whole; what ``needs_sign``
+    says is what happens without signs.
+
+    Raises:
+        AssertionError: says what is wrong.
+
+    Example:
+        >>> from hf_connectome.controls import controls
+        >>> check_control(controls.get("random")())
+    """
+    _check_source(control)
+    kind = type(control).__name__
+    for field in ("rung", "keeps", "destroys"):
+        text = getattr(control, field, None)
+        _expect(isinstance(text, str) and text != "", f"{kind}.{field} is {text!r}.")
+    original = RandomWiring().build(_SCOPE, 0.25, 0)
+    twin, again = _twice(lambda: control.twin(original, 1), f"{kind}.twin")
+    _expect(isinstance(twin, Connectome), f"{kind}.twin returned a {type(twin).__name__}.")
+    _expect(twin == again, f"{kind}.twin gave another connectome for the same seed.")
+    differs = control.twin(original, 2) != twin
+    _expect(
+        differs == control.uses_seed,
+        f"{kind}.twin gives {'other' if differs else 'equal'} twins for other seeds; uses_seed is "
+        f"{control.uses_seed}.",
+    )
+    for name, entry in twin.items():
+        here = ScopedParameter(name, entry.shape, entry.orientation)
+        _expect(
+            here == _SCOPE.get(name),
+            f"{kind}.twin has {here}; the original has {_SCOPE.get(name)}.",
+        )
+    bits, most = control.bits(original), whole_bits(original)
+    _expect(0 <= bits <= most, f"{kind}.bits gave {bits}; expected 0 to {most}.")
+    _expect_signs(control, original)
+
+
+def _expect_signs(control: Control, original: Connectome) -> None:
+    bare = original.replace({n: replace(e, sign_bits=None) for n, e in original.items()})
+    refused = False
+    try:
+        control.twin(bare, 1)
+    except ConfigError:
+        refused = True
+    _expect(
+        refused == control.needs_sign,
+        f"{type(control).__name__}.twin {'refuses' if refused else 'takes'} a mask-only "
+        f"connectome; needs_sign is {control.needs_sign}.",
+    )
+
+
 def check_host(model: nn.Module, *, scope: str = "all-matrices") -> None:
     """Check that a model can be host to a connectome.
 
@@ -250,7 +307,7 @@ def _check_step(host: nn.Module, connectome: Connectome) -> None:
 # ---- for all -------------------------------------------------------------------------------------
 
 
-def _check_source(plug_in: Criterion | Wiring) -> None:
+def _check_source(plug_in: Criterion | Wiring | Control) -> None:
     for field in ("paper", "citation"):
         text = getattr(plug_in, field, None)
         _expect(

@@ -1,17 +1,15 @@
-"""Twins of a connectome that keep some of its properties and lose the rest.
-
-They are what a claim about a connectome is tested against.
-"""
+"""Random places and signs at the density of every parameter (N1)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hf_connectome.controls.base import EntryControl, register
 from hf_connectome.wirings.random import draw_entry
 
 if TYPE_CHECKING:
-    from hf_connectome.connectome import Connectome
+    from hf_connectome.connectome import Connectome, SignedMask
 
 
 def random_twin(connectome: Connectome, seed: int) -> Connectome:
@@ -25,9 +23,26 @@ def random_twin(connectome: Connectome, seed: int) -> Connectome:
         Ours: the published code keeps 10 % instead of the connectome's density, uses magnitude 0.1
         instead of 0.02 and trains with a mask of all ones (docs/FIDELITY.md).
     """
-    entries = {}
-    for name, entry in connectome.items():
+    return Random().twin(connectome, seed)
+
+
+@register("random")
+class Random(EntryControl):
+    """Uniform places and fair signs; see :func:`random_twin`. It depends on nothing but counts."""
+
+    rung = "N1"
+    keeps = "survivors of every tensor"
+    destroys = "places and signs"
+    paper = "Kotar & Tuckute 2025, Model Connectomes (RandomConnectome)"
+    citation = "arXiv:2504.21047"
+
+    def redraw(self, entry: SignedMask, name: str, seed: int) -> SignedMask:
+        """Draw as the wiring 'random' does with the same seed."""
         drawn = draw_entry(entry.shape, entry.num_survivors, seed, name, entry.orientation)
         sign_bits = None if entry.sign_bits is None else drawn.sign_bits
-        entries[name] = replace(drawn, sign_bits=sign_bits, scale=entry.scale)
-    return connectome.replace(entries)
+        return replace(drawn, sign_bits=sign_bits, scale=entry.scale)
+
+    def entry_bits(self, entry: SignedMask) -> float:
+        """Return 0."""
+        del entry
+        return 0.0
