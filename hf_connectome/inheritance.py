@@ -9,43 +9,47 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from hf_connectome.architecture import build_host
+from hf_connectome.arms import Estate, Inherited, arm_names, get_arm
 from hf_connectome.callbacks import MaskCallback, StepProgress
-from hf_connectome.controls import random_twin
 from hf_connectome.data import collate
-from hf_connectome.errors import ConfigError, RunError, UnknownNameError, did_you_mean
+from hf_connectome.errors import ConfigError, HostMismatchError, RunError
 from hf_connectome.evaluation.arms import ArmResult
 from hf_connectome.fresh import check_context
-from hf_connectome.hosts import fresh_reset, wire
+from hf_connectome.hosts import check_host, fresh_reset
+from hf_connectome.hub import TOKENIZER_FILES, fetch
 from hf_connectome.reset import resets
-from hf_connectome.runs import CONNECTOME_FOLDER
-from hf_connectome.storage import CONFIG_FILE, refused_writes_named, write_atomically
+from hf_connectome.runs import generations
+from hf_connectome.storage import (
+    CONFIG_FILE,
+    CONNECTOME_FOLDER,
+    refused_writes_named,
+    write_atomically,
+)
+from hf_connectome.trained import load_trained
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerFast
 
     from hf_connectome.connectome import Connectome
     from hf_connectome.data import Corpus
 
 RESULTS_FOLDER = "arms"
-EXTENDING = ("arms", "seeds", "first_seed")
+EXTENDING = ("arms", "connectome_revision", "first_seed", "parent", "seeds")
 """Settings that add runs to a comparison and change none that is there."""
-
-ARMS: dict[str, Callable[[Connectome, int], Connectome | None]] = {
-    "connectome": lambda connectome, _: connectome,
-    "random": random_twin,
-    "dense": lambda *_: None,
-}
-"""Name -> what a host of that arm is put under, given connectome and seed; None: nothing."""
 
 
 @dataclass
@@ -54,13 +58,27 @@ class InheritanceArguments:
 
     connectome: str = field(
         metadata={
-            "help": "Folder of a connectome, of a checkpoint with one, or of an evolve run (its "
-            "last generation is used)."
+            "help": "Hub id (owner/name), or folder of a connectome, of a checkpoint with one, or "
+            "of an evolve run (its last generation is used)."
         }
+    )
+    connectome_revision: str | None = field(
+        default=None,
+        metadata={"help": "Branch, tag (generation-3) or commit, where connectome is a Hub id."},
     )
     arms: list[str] = field(
         default_factory=lambda: ["connectome", "random", "dense"],
-        metadata={"help": "Arms to train: connectome, random (same density per parameter), dense."},
+        metadata={
+            "help": f"Arms to train, of {', '.join(arm_names())}; with a reset of its own: "
+            "connectome:variance_preserving. docs/CONTROLS.md says what each keeps."
+        },
+    )
+    parent: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint whose weights the connectome was pruned from (its run's last one), "
+            "for the arms that carry weights."
+        },
     )
     seeds: int = field(default=4, metadata={"help": "Runs per arm, paired by seed."})
     first_seed: int = field(
@@ -77,9 +95,14 @@ class InheritanceArguments:
 
     def __post_init__(self) -> None:
         """Refuse unknown arms and resets, and empty runs."""
-        for arm in self.arms:
-            if arm not in ARMS:
-                raise UnknownNameError(f"unknown arm {arm!r}. {did_you_mean(arm, ARMS)}")
+        for spec in self.arms:
+            arm, reset = get_arm(spec)
+            _refuse_rewind("arms", reset)
+            if arm.needs_parent and self.parent is None:
+                raise ConfigError(
+                    f"the arm {spec!r} carries weights of the parent. Name the checkpoint that the "
+                    "connectome was pruned from: --parent …/checkpoint-<step>."
+                )
         if len(set(self.arms)) < len(self.arms):
             raise ConfigError(f"arms names one twice: {', '.join(self.arms)}.")
         if self.seeds < 1 or self.steps < 1 or self.first_seed < 0:
@@ -89,34 +112,77 @@ class InheritanceArguments:
             )
         if self.child_reset is not None:
             resets.get(self.child_reset)
-        if self.child_reset == "rewind":
-            raise ConfigError(
-                "child_reset is 'rewind', which needs weights stored early in training; a "
-                "connectome carries none. Use 'sign_constant', or leave it out."
+        _refuse_rewind("child_reset", self.child_reset)
+
+
+def _refuse_rewind(name: str, reset: str | None) -> None:
+    if reset == "rewind":
+        raise ConfigError(
+            f"{name} asks for 'rewind', which needs weights stored early in training; a "
+            "connectome carries none. Use 'sign_constant', or leave it out."
+        )
+
+
+def parent_weights(connectome: Connectome, folder: Path) -> dict[str, Tensor]:
+    """Load the trained weights in scope that a connectome was pruned from.
+
+    Raises:
+        HostMismatchError: the checkpoint is of another architecture, or its signs are not the
+            connectome's, so that it is not its parent.
+    """
+    weights = {
+        name: parameter.detach().float()
+        for name, parameter in check_host(connectome, load_trained(folder)).items()
+        if name in connectome
+    }
+    for name, entry in connectome.items():
+        alike = torch.where(weights[name] < 0, -1, 1) == entry.sign()
+        wrong = int((entry.mask() & ~alike).sum())
+        if wrong:
+            raise HostMismatchError(
+                f"{name!r}: {wrong} of {entry.num_survivors} survivors have another sign in "
+                f"{folder} than in the connectome, so it was not pruned from it. Use the "
+                "checkpoint of the step at which the connectome's generation began."
             )
+    return weights
 
 
-def find_connectome(path: str | Path) -> Path:
+def find_connectome(
+    path: str | Path, *, revision: str | None = None, token: str | None = None
+) -> Path:
     """Return the folder that holds the connectome: ``path``, one in it, or the last generation.
+
+    A Hub id is downloaded, tokenizer and all, from ``revision`` with ``token``.
 
     Raises:
         RunError: there is no connectome there.
+        HubError: the Hub refused or could not be reached.
     """
     folder = Path(path)
+    if _is_hub_id(path):
+        return fetch(path, revision=revision, token=token, also=TOKENIZER_FILES)
+    if revision is not None:
+        raise ConfigError(
+            f"connectome_revision is {revision!r}, but {folder} is a folder here, which has no "
+            "revisions. Name a generation's folder, or leave it out."
+        )
     if (folder / CONFIG_FILE).is_file():
         return folder
     if (folder / CONNECTOME_FOLDER / CONFIG_FILE).is_file():
         return folder / CONNECTOME_FOLDER
-    generations = [f for f in folder.glob("generation-*") if f.name.rpartition("-")[2].isdigit()]
-    if generations:
-        return max(generations, key=lambda f: int(f.name.rpartition("-")[2]))
-    is_hub_id = not folder.is_absolute() and len(folder.parts) == 2 and not folder.exists()
-    hub = f" Fetch a Hub id first: hf download {folder} --local-dir {folder.name}."
+    if found := generations(folder):
+        return found[-1]
     raise RunError(
         f"{folder} holds no connectome: neither {CONFIG_FILE}, nor {CONNECTOME_FOLDER}/ or "
-        "generation-<g> folders. Give the folder of a connectome, or the output_dir of "
-        f"recipes/evolve.py.{hub if is_hub_id else ''}"
+        "generation-<g> folders. Give the folder of a connectome, the output_dir of "
+        "recipes/evolve.py, or a Hub id."
     )
+
+
+def _is_hub_id(path: str | Path) -> bool:
+    """Whether this is 'owner/name', and neither a folder nor named like one of a run."""
+    is_local = Path(path).exists() or Path(path).name.startswith(("generation-", "checkpoint-"))
+    return not is_local and re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", str(path)) is not None
 
 
 def default_output(path: str | Path) -> Path:
@@ -124,6 +190,8 @@ def default_output(path: str | Path) -> Path:
 
     A generation is uploaded whole, a checkpoint is removed in its turn.
     """
+    if _is_hub_id(path):
+        return Path("runs", str(path).replace("/", "--"), "inherit")
     folder = Path(path)
     whole = folder.absolute()
     inside = whole.parent.name if whole.name == CONNECTOME_FOLDER else whole.name
@@ -142,20 +210,37 @@ def reset_of(connectome: Connectome, arguments: InheritanceArguments) -> str:
     return arguments.child_reset or fresh_reset(connectome)
 
 
-def check_arms(connectome: Connectome, arguments: InheritanceArguments, block_size: int) -> None:
+def check_arms(
+    connectome: Connectome,
+    arguments: InheritanceArguments,
+    block_size: int,
+    parent: Mapping[str, Tensor] | None = None,
+) -> None:
     """Build and wire the host of every arm once, so that nothing fails after hours of another arm.
 
     Raises:
         ConfigError: no such host can be built, its context is shorter than a block, or the reset
             needs what the connectome lacks.
     """
-    assert connectome.config is not None
     for arm in arguments.arms:
-        host = build_host(connectome.config, seed=arguments.first_seed)
+        host, _ = _start(arm, arguments.first_seed, connectome, arguments, parent)
         check_context(host.config, block_size)  # type: ignore[arg-type]
-        wiring = ARMS[arm](connectome, arguments.first_seed)
-        if wiring is not None:
-            wire(host, wiring, reset=reset_of(connectome, arguments))
+
+
+def _start(
+    spec: str,
+    seed: int,
+    connectome: Connectome,
+    arguments: InheritanceArguments,
+    parent: Mapping[str, Tensor] | None,
+) -> tuple[nn.Module, Inherited]:
+    """Build the fresh host of a seed and let it inherit."""
+    assert connectome.config is not None
+    arm, reset = get_arm(spec)
+    estate = Estate(connectome, seed, reset or reset_of(connectome, arguments), parent)
+    arm.check(estate, spec)
+    host = build_host(connectome.config, seed=seed)
+    return host, arm.put(host, estate)
 
 
 def check_vocabulary(connectome: Connectome, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -175,21 +260,6 @@ def check_vocabulary(connectome: Connectome, tokenizer: PreTrainedTokenizerFast)
         )
 
 
-def inherited_bytes(connectome: Connectome, reset: str) -> int:
-    """Count the bytes of the plain format that a child under ``reset`` makes use of.
-
-    Masks always; signs unless the policy keeps the host's own; scales only for 'tensor_scale'.
-    """
-    total = sum(value.numel() * 4 for value in connectome.values_carried.values())
-    for entry in connectome.values():
-        total += entry.mask_bits.nbytes
-        if entry.sign_bits is not None and reset != "keep":
-            total += entry.sign_bits.nbytes
-        if entry.scale is not None and reset == "tensor_scale":
-            total += entry.scale.nbytes
-    return total
-
-
 def train_arm(
     arm: str,
     seed: int,
@@ -198,24 +268,25 @@ def train_arm(
     corpus: Corpus,
     arguments: InheritanceArguments,
     training: TrainingArguments,
+    parent: Mapping[str, Tensor] | None = None,
 ) -> ArmResult:
-    """Build the fresh host of a seed, put the arm's wiring on it, train, and measure.
+    """Build the fresh host of a seed, let it inherit, train, and measure.
 
     Args:
-        arm: a name of :data:`ARMS`.
+        arm: what :func:`hf_connectome.arms.get_arm` takes.
         seed: of the host's initialisation, the data order and the random twin.
         connectome: what the arms are made from.
         corpus: training and held-out blocks, the same for all.
         arguments: steps and reset.
         training: optimizer settings, the same for all arms.
+        parent: weights of the parent, for the arms that carry some.
     """
-    assert connectome.config is not None
-    reset = reset_of(connectome, arguments)
-    host = build_host(connectome.config, seed=seed)
-    wiring = ARMS[arm](connectome, seed)
-    callbacks: list[Any] = [_progress(arm, seed, wiring, corpus, arguments, training)]
+    host, inherited = _start(arm, seed, connectome, arguments, parent)
+    wiring = inherited.mask
+    num_dead = 0 if wiring is None else wiring.num_weights - wiring.num_survivors
+    density = 1.0 - num_dead / connectome.num_weights
+    callbacks: list[Any] = [_progress(arm, seed, density, corpus, arguments, training)]
     if wiring is not None:
-        wire(host, wiring, reset=reset)
         callbacks.append(MaskCallback(wiring))
     trainer = Trainer(
         host,
@@ -237,9 +308,9 @@ def train_arm(
         seed=seed,
         steps=list(measured),
         losses=list(measured.values()),
-        num_survivors=connectome.num_weights if wiring is None else wiring.num_survivors,
+        num_survivors=connectome.num_weights - num_dead,
         num_weights=connectome.num_weights,
-        bytes_inherited=inherited_bytes(connectome, reset) if arm == "connectome" else 0,
+        bits_inherited=inherited.bits,
         seconds=seconds,
     )
 
@@ -250,6 +321,7 @@ def train_arms(
     arguments: InheritanceArguments,
     training: TrainingArguments,
     output: Path,
+    parent: Mapping[str, Tensor] | None = None,
 ) -> list[ArmResult]:
     """Train every arm with every seed; each result is written when it is there and never redone.
 
@@ -258,7 +330,7 @@ def train_arms(
     results = []
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for arm in arguments.arms:
-            file = output / RESULTS_FOLDER / f"{arm}-seed{seed}.json"
+            file = output / RESULTS_FOLDER / f"{arm.replace(':', '=')}-seed{seed}.json"
             done = _stored(file, arm, seed)
             if done is None:
                 done = train_arm(
@@ -268,6 +340,7 @@ def train_arms(
                     corpus=corpus,
                     arguments=arguments,
                     training=training,
+                    parent=parent,
                 )
                 if training.should_save:
                     with refused_writes_named(file):
@@ -303,13 +376,12 @@ def _arm_arguments(training: TrainingArguments, seed: int, steps: int) -> Traini
 def _progress(
     arm: str,
     seed: int,
-    wiring: Connectome | None,
+    density: float,
     corpus: Corpus,
     arguments: InheritanceArguments,
     training: TrainingArguments,
 ) -> StepProgress:
-    density = 1.0 if wiring is None else wiring.density
     block = len(corpus.evaluation[0]["input_ids"])
     tokens = block * training.train_batch_size * training.gradient_accumulation_steps
-    label = f"seed {seed}  {arm:<10}  density {density:6.1%}"
+    label = f"seed {seed}  {arm:<12}  density {density:6.1%}"
     return StepProgress(arguments.steps, lambda _: label, tokens * training.world_size)

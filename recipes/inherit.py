@@ -34,12 +34,13 @@ from hf_connectome.inheritance import (
     check_vocabulary,
     default_output,
     find_connectome,
+    parent_weights,
     reset_of,
     train_arms,
 )
 from hf_connectome.parsing import explicit_settings, friendly_errors, parse
-from hf_connectome.runs import CONNECTOME_FOLDER, claim, deciding, refuse_named_checkpoint
-from hf_connectome.storage import refused_writes_named, write_atomically
+from hf_connectome.runs import claim, deciding, refuse_named_checkpoint
+from hf_connectome.storage import CONNECTOME_FOLDER, refused_writes_named, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +101,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             config_dir=CONFIGS,
         )
         refuse_named_checkpoint(training.resume_from_checkpoint)
-        source = find_connectome(arguments.connectome)
+        source = find_connectome(
+            arguments.connectome,
+            revision=arguments.connectome_revision,
+            token=training.hub_token,
+        )
         connectome = Connectome.from_pretrained(source)
         if training.output_dir in (None, "trainer_output"):
             training.output_dir = str(default_output(arguments.connectome))
@@ -111,7 +116,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings |= {"connectome": connectome.digest}
         claim(output, settings, record=False)
         tokenizer = inherited_tokenizer(connectome, source, data)
-        check_arms(connectome, arguments, data.block_size)
+        parent = None
+        if arguments.parent is not None:
+            parent = parent_weights(connectome, Path(arguments.parent))
+        check_arms(connectome, arguments, data.block_size, parent)
         with training.main_process_first(desc="tokenising"):
             corpus = load_corpus(data, tokenizer)
         if corpus.tokenizer is not None:
@@ -122,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{source}: {connectome}")
             print(corpus.describe())
             announce_reset(connectome, arguments)
-        results = train_arms(connectome, corpus, arguments, training, output)
+        results = train_arms(connectome, corpus, arguments, training, output, parent)
         if training.should_save:
             report(results, output)
 

@@ -14,7 +14,7 @@ import yaml
 
 from hf_connectome import Connectome
 from hf_connectome.data import DataArguments, tokenizer_digest
-from hf_connectome.errors import ConfigError, RunError, StorageError
+from hf_connectome.errors import ConfigError, HubError, StorageError
 from hf_connectome.evaluation.arms import ArmResult
 from hf_connectome.inheritance import (
     InheritanceArguments,
@@ -110,8 +110,8 @@ def test_inherit_compares_the_arms_and_trains_only_what_is_missing(texts, run, c
     assert len(results["runs"]) == 6
     by_arm = {row["arm"]: row for row in results["summary"]}
     assert by_arm["connectome"]["num_survivors"] == by_arm["random"]["num_survivors"]
-    assert by_arm["connectome"]["bytes_inherited"] > 0
-    assert by_arm["random"]["bytes_inherited"] == by_arm["dense"]["bytes_inherited"] == 0
+    assert by_arm["connectome"]["bits_inherited"] > 0
+    assert by_arm["random"]["bits_inherited"] == by_arm["dense"]["bits_inherited"] == 0
     assert by_arm["dense"]["difference"] is None
     assert by_arm["connectome"]["difference"]["num_pairs"] == 2
     assert results["runs"][0]["steps"] == [0, 3, 6]
@@ -250,9 +250,9 @@ def test_inherit_writes_into_no_folder_that_is_uploaded_or_removed(given, output
     assert default_output(given) == Path(output)
 
 
-def test_hub_id_is_answered_with_how_to_fetch_it(tmp_path, monkeypatch):
+def test_hub_id_that_cannot_be_had_is_answered_with_how_to_fetch_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunError, match=r"hf download some/name --local-dir name\."):
+    with pytest.raises(HubError, match=r"hf download some/name\. It is no folder here either"):
         find_connectome("some/name")
 
 

@@ -24,7 +24,8 @@ class ArmResult:
     """Held-out loss, nats per token, at each of ``steps``."""
     num_survivors: int
     num_weights: int
-    bytes_inherited: int
+    bits_inherited: float
+    """Information that the host took over from the parent (arms/)."""
     seconds: float
 
     @property
@@ -48,7 +49,7 @@ class ArmSummary:
     num_steps: int
     num_survivors: int
     num_weights: int
-    bytes_inherited: int
+    bits_inherited: float
     seconds: float
     """Mean seconds of training, evaluation included."""
     difference: PairedDifference | None
@@ -96,7 +97,7 @@ def _summary(arm: str, runs: Sequence[ArmResult], baseline: Mapping[int, ArmResu
         num_steps=runs[0].steps[-1],
         num_survivors=runs[0].num_survivors,
         num_weights=runs[0].num_weights,
-        bytes_inherited=runs[0].bytes_inherited,
+        bits_inherited=runs[0].bits_inherited,
         seconds=fmean(run.seconds for run in runs),
         difference=difference,
     )
@@ -111,7 +112,7 @@ def markdown_table(summaries: Sequence[ArmSummary]) -> str:
         "minus dense (95 % interval)",
         "steps to dense's loss",
         "survivors",
-        "bytes inherited",
+        "bits inherited",
         "seconds",
     ]
     rows = [head, *(_cells(summary) for summary in summaries)]
@@ -133,7 +134,7 @@ def _cells(summary: ArmSummary) -> list[str]:
         _difference_cell(summary.difference),
         _steps_cell(summary),
         f"{summary.num_survivors:,} ({density:.1%})",
-        f"{summary.bytes_inherited:,}",
+        f"{summary.bits_inherited:,.0f}",
         f"{summary.seconds:.0f}",
     ]
 
