@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from hf_connectome.publishing import publish
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+REPO = "org/my-connectome"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -27,10 +30,19 @@ def workplace(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def pushed(workplace, client):
+    """Have on a Hub what the README's snippets pull from it."""
+    client.log_in("hf_alice")
+    publish(workplace / "runs" / "cpu" / "generation-3", REPO)
+
+
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippet_runs(workplace, monkeypatch, number):
+def test_snippet_runs(workplace, monkeypatch, request, number):
     monkeypatch.chdir(workplace)
     shutil.rmtree(workplace / "runs" / "child", ignore_errors=True)
+    if REPO in SNIPPETS[number]:
+        request.getfixturevalue("pushed")
     code = SNIPPETS[number].replace("max_steps=200", "max_steps=2")
     exec(compile(code, f"README snippet {number}", "exec"), {})
 
