@@ -1,6 +1,7 @@
-"""A second reader, written from docs/FORMAT.md alone, in some 30 lines that know nothing of the package.
+"""A second reader, written from docs/FORMAT.md alone, in some 30 lines.
 
-It takes masks and signs of either codec; scales and values that travel whole are not for it.
+It knows nothing of the package. It takes masks and signs of either codec; scales and values that
+travel whole are not for it.
 """
 
 import hashlib
