@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +29,19 @@ if TYPE_CHECKING:
 TAG = "connectome"
 """Tag of every card that this library writes; ``search`` goes by it."""
 TOKENIZER_FILES = (
-    "tokenizer*",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
-    "vocab.*",
+    "vocab.json",
+    "vocab.txt",
     "merges.txt",
-    "*.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
 )
+"""What tokenizers of transformers consist of; by name, so that nothing else goes along."""
 _NO_FOLDER = " It is no folder here either."
 _UNPUBLISHED = " Nothing of it was published; the local files are whole."
 _UNKNOWN = " The local files are whole, and if it did land nothing is done twice."
@@ -79,7 +85,7 @@ def fetch(
         patterns = [str(inside / name) for name in (CONFIG_FILE, WEIGHTS_FILE, *also)]
         # Of a checkpoint, its connectome's config tells which kind of repository this is.
         patterns += [f"{CONNECTOME_FOLDER}/{CONFIG_FILE}"]
-        root = _snapshot(
+        root = snapshot(
             shown,
             patterns,
             revision=revision,
@@ -100,11 +106,16 @@ def fetch(
     return folder
 
 
-def _snapshot(repo_id: str, patterns: list[str], **options: Any) -> Path:
+def snapshot(repo_id: str, patterns: list[str], **options: Any) -> Path:
+    """Return the local folder of the files of a repository that match; ``options`` as in fetch.
+
+    Raises:
+        HubError: the Hub refused, or could not be reached and the cache has nothing.
+    """
     from huggingface_hub import snapshot_download
 
     with hub_errors_named(
-        repo_id, revision=options["revision"], token=options["token"], absent_too=_NO_FOLDER
+        repo_id, revision=options.get("revision"), token=options.get("token"), absent_too=_NO_FOLDER
     ):
         return Path(snapshot_download(repo_id, allow_patterns=patterns, **options, **_client()))
 
@@ -125,6 +136,8 @@ def _not_a_connectome(shown: str, root: Path, subfolder: str | None) -> str:
             "For a fresh model use ConnectomeModel.from_pretrained(path, subfolder='connectome') "
             "(--subfolder connectome); for the trained weights AutoModel….from_pretrained(path)."
         )
+    if found := sorted(root.glob(f"generation-*/{CONFIG_FILE}")):
+        return f"{shown} is a run, with a connectome a generation. Name one: {found[-1].parent}"
     where = f"{shown}, subfolder {subfolder!r}," if subfolder else shown
     return (
         f"{where} holds no connectome: there is no {CONFIG_FILE}. If it is a whole model, load it "
@@ -163,6 +176,7 @@ def commit(
     tag: str | None = None,
     branch: str | None = None,
     delete: Sequence[str] = (),
+    parent: str | None = None,
     token: str | bool | None = None,
 ) -> Pushed:
     """Put files into a repository as one commit, all or nothing, and tag it.
@@ -176,31 +190,27 @@ def commit(
         message: first line of the commit.
         tag: moved here if it exists.
         branch: by default ``main``; created if it is not there.
-        delete: paths in the repository that go, if they are there.
+        delete: patterns; files there that match one and are not pushed go.
+        parent: the head that the push was made for; by default the one found now.
         token: as in huggingface_hub.
 
     Raises:
         HubError: the Hub refused, another push came first, or the connection was lost.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
     api = _api(token)
     with hub_errors_named(repo_id, token=token, after=_UNPUBLISHED, after_loss=_UNKNOWN):
         if branch is not None:
             api.create_branch(repo_id, branch=branch, exist_ok=True)
         info = api.model_info(repo_id, revision=branch)
         there = {sibling.rfilename for sibling in info.siblings or ()}
-        operations: list[Any] = [
-            CommitOperationAdd(path, str(data) if isinstance(data, Path) else data)
-            for path, data in files.items()
-        ]
-        operations += [CommitOperationDelete(path) for path in delete if path in there]
+        gone = [p for p in there - files.keys() if any(fnmatch(p, pattern) for pattern in delete)]
+        operations = _operations(files, sorted(gone))
         done = api.create_commit(
             repo_id,
             operations,
             commit_message=message,
             revision=branch,
-            parent_commit=info.sha,
+            parent_commit=parent or info.sha,
         )
     oid = str(done.oid or info.sha)
     untagged = (
@@ -210,6 +220,25 @@ def commit(
         if tag is not None:
             _move_tag(api, repo_id, tag, oid)
     return Pushed(repo_id, oid, url(repo_id, revision=tag), tag)
+
+
+def _operations(files: Mapping[str, Path | bytes], gone: Sequence[str]) -> list[Any]:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    added = [
+        CommitOperationAdd(path, str(data) if isinstance(data, Path) else data)
+        for path, data in files.items()
+    ]
+    return [*added, *(CommitOperationDelete(path) for path in gone)]
+
+
+def head(repo_id: str, *, branch: str | None = None, token: str | bool | None = None) -> str:
+    """Return the commit that a branch is at; a branch that is not there is created."""
+    api = _api(token)
+    with hub_errors_named(repo_id, revision=branch, token=token):
+        if branch is not None:
+            api.create_branch(repo_id, branch=branch, exist_ok=True)
+        return str(api.model_info(repo_id, revision=branch).sha)
 
 
 def url(repo_id: str, *, revision: str | None = None) -> str:
@@ -230,7 +259,7 @@ def read_config(
 ) -> dict[str, Any] | None:
     """Return the connectome's config at a revision as plain JSON, None if there is none to read."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     with hub_errors_named(repo_id, revision=revision, token=token):
         try:
@@ -238,6 +267,8 @@ def read_config(
                 repo_id, CONFIG_FILE, revision=revision, token=token, **_client()
             )
             fields = json.loads(Path(file).read_text(encoding="utf-8"))
+        except LocalEntryNotFoundError:  # the Hub did not answer; an EntryNotFoundError too
+            raise
         except (EntryNotFoundError, ValueError):
             return None
     return fields if isinstance(fields, dict) else None

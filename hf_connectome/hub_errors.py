@@ -40,9 +40,9 @@ def hub_errors_named(
     except HubError:
         raise
     except errors.HFValidationError as error:
+        here = " is no folder here and" if absent_too else ""
         raise FormatError(
-            f"{repo_id!r} is no folder here and cannot be a Hub id ('name' or 'owner/name'). Check "
-            "the path."
+            f"{repo_id!r}{here} cannot be a Hub id ('name' or 'owner/name'). Check it."
         ) from error
     except Exception as error:
         cause = _unwrapped(error)
@@ -89,7 +89,9 @@ def _explain(
         return f"{repo_id!r} has no revision {revision!r}.{_revisions(repo_id, token)}"
     if isinstance(error, errors.HfHubHTTPError):
         return _explain_status(error, repo_id)
-    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return f"HF_HUB_OFFLINE is set, so the Hub is not asked for {repo_id!r}. Unset it."
+    if isinstance(error, errors.LocalEntryNotFoundError):
         return (
             f"{repo_id!r} is not in the cache, and the Hub could not be asked (offline, or no "
             f"connection). Get it while online: hf download {repo_id}."

@@ -33,8 +33,10 @@ _MAX_BYTES = 1 << 20
 _PACKAGES = ("torch", "transformers", "peft")
 _LOCAL_OPTIONS = ("cache_dir", "logging_dir", "output_dir", "run_name")
 """Options whose value is a place on this machine, whatever it looks like."""
-_SECRET = re.compile(r"(?:.*_)?(?:token|key|password|secret)")
+_SECRET = re.compile(r"(?:.*_)?(?:token|key(?:_id)?|password|secret)", re.I)
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_WITH_LOGIN = re.compile(r"://[^/\s]*@|://[^\s]*\?")
+"""A URL that names a user, or that has parameters: either may hold a password."""
 _URL = re.compile(r"\b(?:https?|hf|s3|gs)://\w[^\s\"'<>`|]*")
 _PATH_START = re.compile(
     r"""(?ix)
@@ -91,6 +93,22 @@ class Provenance:
         with refused_writes_named(file):
             write_atomically(file, (json.dumps(known, indent=2, sort_keys=True) + "\n").encode())
         return file
+
+    def cleaned(self) -> Provenance:
+        """Take out what names a place or holds a secret, whoever wrote it."""
+        facts = asdict(self)
+        for name, value in facts.items():
+            if isinstance(value, str):
+                facts[name] = _HUB_TOKEN.sub("<token>", without_paths(value))
+        if self.command is not None:
+            try:
+                facts["command"] = public_command(shlex.split(self.command) or [""])
+            except ValueError:  # quotes that are not closed
+                facts["command"] = None
+        facts["dataset"] = hub_id(self.dataset)
+        if self.versions is not None:
+            facts["versions"] = {n: without_paths(v) for n, v in self.versions.items()}
+        return Provenance(**facts)
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Provenance | None:
@@ -241,7 +259,7 @@ def _public_arguments(arguments: Sequence[str]) -> Iterator[str]:
 def _public_value(value: str, option: str) -> str:
     placeholder = f"<{option}>" if option else PATH_PLACEHOLDER
     is_deep = value.count("/") > 1 and not _URL.fullmatch(value)  # a Hub id has one at most
-    secret = _SECRET.fullmatch(option) or _HUB_TOKEN.search(value)
+    secret = _SECRET.fullmatch(option) or _HUB_TOKEN.search(value) or _WITH_LOGIN.search(value)
     local = option in _LOCAL_OPTIONS or is_local_path(value) or is_deep or "\\" in value
     if secret or local or _DATA_FILE.fullmatch(value) or _exists(value):
         return placeholder

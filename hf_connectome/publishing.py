@@ -6,20 +6,27 @@ cards.py's.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_connectome import hub
-from hf_connectome.cards import Results, read_results, write_card, write_checkpoint_card
-from hf_connectome.errors import FormatError, HubError, some
+from hf_connectome.cards import (
+    FIGURE_FILE,
+    Results,
+    card,
+    read_results,
+    write_card,
+    write_checkpoint_card,
+)
+from hf_connectome.errors import ConfigError, FormatError, HubError
 from hf_connectome.hosts import check_host
-from hf_connectome.provenance import PROVENANCE_FILE
+from hf_connectome.hub import Pushed
+from hf_connectome.provenance import PROVENANCE_FILE, Provenance, hub_id
 from hf_connectome.runs import STATE_FILE, generations
 from hf_connectome.storage import (
     CONFIG_FILE,
@@ -33,12 +40,14 @@ if TYPE_CHECKING:
     import os
 
     from hf_connectome.connectome import Connectome
-    from hf_connectome.hub import Pushed
-
-logger = logging.getLogger(__name__)
 
 _MODEL_CONFIG = "config.json"
-_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+_GENERATION_CONFIG = "generation_config.json"
+_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_OURS = (*hub.TOKENIZER_FILES, PROVENANCE_FILE, FIGURE_FILE, ".eval_results/*")
+"""What of an earlier push would be said of this one if it stayed."""
+_PLACES = ("base_model_name_or_path", "tokenizer")
+"""Fields of a config that may name a place on this machine."""
 
 
 def publish(
@@ -57,7 +66,9 @@ def publish(
     """Push a connectome, a run of evolve.py (every generation), or a trained sparse checkpoint.
 
     Each generation is one commit with the tag ``generation-<g>``. Generations that are there
-    already are left alone, so a push that was interrupted is gone on with by the same call.
+    already are left alone, so a push that was interrupted is gone on with by the same call; only
+    ``results`` or ``license`` write the card of the last one anew. The card is generated: a README
+    in the folder or on the Hub gives way to it.
 
     Args:
         path: a connectome's folder, a run's ``output_dir``, or a checkpoint with ``connectome/``.
@@ -85,18 +96,64 @@ def publish(
             f"{folder} holds neither a connectome ({CONFIG_FILE}), nor generation-<g> folders, nor "
             f"a trained checkpoint with a {CONNECTOME_FOLDER}/ folder. Check the path."
         )
-    measured = None if results is None else read_results(results, dataset=dataset)
-    repo_id = hub.create_repository(repo_id, private=private, token=token)
     if is_checkpoint:
+        _refuse_options("checkpoint", results=results, dataset=dataset)
+        _check_checkpoint(folder)
+        repo_id = hub.create_repository(repo_id, private=private, token=token)
         return [_publish_checkpoint(folder, repo_id, parent=parent, **options)]
-    _refuse_other_kind(repo_id, token=token, branch=branch)
+    _refuse_options("connectome", parent=parent)
+    measured = None if results is None else read_results(results, dataset=dataset)
+    *_, newest = [read(one) for one in found]
+    card(newest, results=measured, license=license)  # refuses before anything is created
+    repo_id = hub.create_repository(repo_id, private=private, token=token)
+    refuse_other_kind(repo_id, token=token, branch=branch)
+    return _publish_all(found, repo_id, tag=tag, results=measured, **options)
+
+
+def _publish_all(
+    found: Sequence[Path],
+    repo_id: str,
+    *,
+    tag: bool,
+    results: Results | None,
+    **options: Any,
+) -> list[Pushed]:
+    """Push what is not there yet, oldest first; the last again if there is more to say of it."""
     *earlier, last = found
+    if tag and options["branch"] is None:
+        _refuse_going_back(last, repo_id, token=options["token"])
     pushed = [
-        _publish_one(f, repo_id, tag=tag, **options)
-        for f in earlier
-        if not (tag and is_published(f, repo_id, token=token))
+        publish_one(folder, repo_id, tag=tag, **options)
+        for folder in earlier
+        if not (tag and is_published(folder, repo_id, token=options["token"]))
     ]
-    return [*pushed, _publish_one(last, repo_id, tag=tag, results=measured, **options)]
+    says_more = bool(pushed) or results is not None or options["license"] is not None
+    if tag and not says_more and (there := is_published(last, repo_id, token=options["token"])):
+        return [there]
+    return [*pushed, publish_one(last, repo_id, tag=tag, results=results, **options)]
+
+
+def _refuse_options(kind: str, **options: object) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"{given[0]} was given ({options[given[0]]!r}), but what is pushed is a {kind}, which "
+            "has no use for it. Leave it out."
+        )
+
+
+def _refuse_going_back(folder: Path, repo_id: str, *, token: str | bool | None) -> None:
+    """Refuse to make an older generation the head of the repository."""
+    config = read(folder).config
+    assert config is not None
+    numbers = [name.removeprefix("generation-") for name in hub.tags(repo_id, token=token)]
+    newest = max((int(n) for n in numbers if n.isdecimal()), default=-1)
+    if config.generation < newest:
+        raise HubError(
+            f"{repo_id!r} is at generation {newest}, and {folder} is generation "
+            f"{config.generation}: pushing it would make the older one what everybody pulls. Push "
+            "the whole run, or to a branch of its own (branch=…)."
+        )
 
 
 def publish_connectome(
@@ -122,8 +179,8 @@ def publish_connectome(
         return publish(folder, repo_id, **options)[-1]
 
 
-def is_published(folder: Path, repo_id: str, *, token: str | bool | None = None) -> bool:
-    """Whether the repository has this generation under its tag.
+def is_published(folder: Path, repo_id: str, *, token: str | bool | None = None) -> Pushed | None:
+    """Return where the repository has this generation under its tag, None if it has not.
 
     Raises:
         HubError: it has another connectome under that tag.
@@ -132,7 +189,7 @@ def is_published(folder: Path, repo_id: str, *, token: str | bool | None = None)
     tag = _tag_of(connectome, folder)
     there = hub.tags(repo_id, token=token).get(tag or "")
     if there is None:
-        return False
+        return None
     fields = hub.read_config(repo_id, revision=there, token=token) or {}
     if fields.get("digest") != connectome.digest:
         raise HubError(
@@ -140,13 +197,13 @@ def is_published(folder: Path, repo_id: str, *, token: str | bool | None = None)
             f"{str(fields.get('digest'))[:12]}… there, {connectome.digest[:12]}… in {folder}. It "
             "belongs to another run; push to another repository."
         )
-    return True
+    return Pushed(repo_id, there, hub.url(repo_id, revision=tag), tag)
 
 
 # ---- one commit ----------------------------------------------------------------------------------
 
 
-def _publish_one(
+def publish_one(
     folder: Path,
     repo_id: str,
     *,
@@ -156,14 +213,22 @@ def _publish_one(
     tag: bool = True,
     results: Results | None = None,
 ) -> Pushed:
-    connectome = read(folder)
+    """Push one connectome's folder as one commit, with its card.
+
+    Raises:
+        HubError: the repository has another connectome under its tag, or another push came first.
+    """
+    connectome = _public(read(folder))
     name = _tag_of(connectome, folder) if tag else None
+    head = hub.head(repo_id, branch=branch, token=token)  # before the look at what is there
     if name is not None:
         is_published(folder, repo_id, token=token)  # refuses another run's
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch)
         write(connectome, staged, codec="zstd")
-        _copy(folder, staged, (*hub.TOKENIZER_FILES, PROVENANCE_FILE))
+        _copy(folder, staged, hub.TOKENIZER_FILES)
+        if (provenance := Provenance.read(folder)) is not None:
+            provenance.cleaned().write(staged)
         there = hub.tags(repo_id, token=token) if name is not None else {}
         write_card(
             staged,
@@ -180,6 +245,8 @@ def _publish_one(
             message=_message(connectome),
             tag=name,
             branch=branch,
+            delete=_OURS,
+            parent=head,
             token=token,
         )
 
@@ -193,14 +260,8 @@ def _publish_checkpoint(
     license: str | None,
     parent: str | None,
 ) -> Pushed:
-    connectome = read(folder / CONNECTOME_FOLDER)
+    connectome = _public(read(folder / CONNECTOME_FOLDER))
     assert connectome.config is not None
-    if not any(folder.glob(_WEIGHTS[0])) or not (folder / _MODEL_CONFIG).is_file():
-        raise FormatError(
-            f"{folder} has a connectome but no {_MODEL_CONFIG} and {_WEIGHTS[0]}; it is no "
-            "checkpoint of transformers. Only safetensors are pushed."
-        )
-    check_dead_weights(folder, connectome)
     there = hub.files(repo_id, branch=branch, token=token)
     if CONFIG_FILE in there:
         raise HubError(
@@ -210,7 +271,7 @@ def _publish_checkpoint(
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch)
         write(connectome, staged / CONNECTOME_FOLDER, codec="zstd")
-        _copy(folder, staged, (*hub.TOKENIZER_FILES, _MODEL_CONFIG, "generation_config.json"))
+        _copy(folder, staged, (*hub.TOKENIZER_FILES, _MODEL_CONFIG, _GENERATION_CONFIG))
         repository, _, revision = (parent or connectome.config.origin or "").partition("@")
         write_checkpoint_card(
             staged,
@@ -220,14 +281,36 @@ def _publish_checkpoint(
             loss=_last_loss(folder / STATE_FILE),
             license=license,
         )
-        weights = {file.name: file for pattern in _WEIGHTS for file in folder.glob(pattern)}
+        weights = _weights_of(folder)
         return hub.commit(
             {**weights, **_files_of(staged)},
             repo_id,
             message=f"Trained sparse checkpoint, density {connectome.density:.1%}",
             branch=branch,
+            delete=(*_OURS, *_WEIGHTS, _GENERATION_CONFIG),
             token=token,
         )
+
+
+def _weights_of(folder: Path) -> dict[str, Path | bytes]:
+    return {file.name: file for pattern in _WEIGHTS for file in folder.glob(pattern)}
+
+
+def _check_checkpoint(folder: Path) -> None:
+    if not _weights_of(folder) or not (folder / _MODEL_CONFIG).is_file():
+        raise FormatError(
+            f"{folder} has a connectome but no {_MODEL_CONFIG} and {_WEIGHTS[0]}; it is no "
+            "checkpoint of transformers. Only safetensors are pushed."
+        )
+    check_dead_weights(folder, read(folder / CONNECTOME_FOLDER))
+
+
+def _public(connectome: Connectome) -> Connectome:
+    """Leave out of the config what names a place on this machine."""
+    config = connectome.config
+    assert config is not None
+    clean: dict[str, Any] = {name: hub_id(getattr(config, name)) for name in _PLACES}
+    return connectome.replace(config=dataclasses.replace(config, **clean))
 
 
 def _last_loss(state: Path) -> float | None:
@@ -253,7 +336,12 @@ def check_dead_weights(folder: Path, connectome: Connectome) -> None:
             )
 
 
-def _refuse_other_kind(repo_id: str, *, token: str | bool | None, branch: str | None) -> None:
+def refuse_other_kind(repo_id: str, *, token: str | bool | None, branch: str | None) -> None:
+    """Refuse a repository of a whole model.
+
+    Raises:
+        HubError: it is one, or it could not be asked.
+    """
     if _MODEL_CONFIG in hub.files(repo_id, branch=branch, token=token):
         raise HubError(
             f"{repo_id!r} holds a whole model ({_MODEL_CONFIG}), and a connectome beside it would "
@@ -289,93 +377,3 @@ def _files_of(folder: Path) -> dict[str, Path | bytes]:
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
-
-
-# ---- a run that goes on --------------------------------------------------------------------------
-
-
-class GenerationPublisher:
-    """Pushes generations in the order that they are given, beside the training that makes them.
-
-    A push that fails is tried again with the next one and at the end; training goes on meanwhile.
-    """
-
-    def __init__(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        branch: str | None = None,
-    ) -> None:
-        """Create the repository, so that a wrong name or token shows before any training.
-
-        Raises:
-            HubError: the Hub refused.
-        """
-        self.repo_id = hub.create_repository(repo_id, private=private, token=token)
-        self._options: dict[str, Any] = {"token": token, "branch": branch}
-        _refuse_other_kind(self.repo_id, token=token, branch=branch)
-        self._asked: set[Path] = set()
-        self._waiting: list[Path] = []
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
-        self._last: Future[None] | None = None
-        self._closing = False
-
-    def check(self, saved: Sequence[Path]) -> None:
-        """Refuse a repository that has generations which are not those of this run.
-
-        Raises:
-            HubError: it has, or it could not be asked.
-        """
-        for folder in saved:
-            is_published(folder, self.repo_id, token=self._options["token"])
-        there = hub.tags(self.repo_id, token=self._options["token"])
-        known = {folder.name for folder in saved}
-        unknown = [t for t in there if t.startswith("generation-") and t not in known]
-        if unknown:
-            raise HubError(
-                f"{self.repo_id!r} has {some(unknown)} already, and this run has {some(known)}. "
-                "They belong to another run; push to another repository, or go on with that run."
-            )
-
-    def publish(self, folder: Path) -> None:
-        """Push a generation in the background, after those before it; again does nothing."""
-        if folder not in self._asked:
-            self._asked.add(folder)
-            self._last = self._worker.submit(self._push, folder)
-
-    def finish(self) -> None:
-        """Wait for what is under way, and try once more what failed.
-
-        Raises:
-            HubError: generations are left that could not be pushed; the local ones are whole.
-        """
-        self._closing = True
-        if self._last is not None:
-            self._last.result()
-        self._drain()
-        if self._waiting:
-            names = ", ".join(folder.name for folder in self._waiting)
-            raise HubError(
-                f"{names} could not be pushed to {self.repo_id!r}; the log says why. They are "
-                f"whole in {self._waiting[0].parent}: the same command pushes them, or "
-                f"hf-connectome push {self._waiting[0].parent} {self.repo_id}"
-            )
-
-    def _push(self, folder: Path) -> None:
-        self._waiting.append(folder)
-        if not self._closing:  # else finish() tries all that is left, once
-            self._drain()
-
-    def _drain(self) -> None:
-        while self._waiting:
-            folder = self._waiting[0]
-            try:
-                if not is_published(folder, self.repo_id, token=self._options["token"]):
-                    pushed = _publish_one(folder, self.repo_id, license=None, **self._options)
-                    logger.info("%s pushed: %s", folder.name, pushed.url)
-            except (HubError, OSError) as error:
-                logger.warning("%s was not pushed yet: %s", folder.name, error)
-                return
-            self._waiting.pop(0)

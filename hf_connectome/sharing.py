@@ -17,7 +17,7 @@ from typing import Any
 from transformers import Trainer
 
 from hf_connectome.provenance import collect, hardware
-from hf_connectome.publishing import GenerationPublisher
+from hf_connectome.publisher import GenerationPublisher
 from hf_connectome.runs import generations
 
 

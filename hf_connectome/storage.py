@@ -45,7 +45,8 @@ CONNECTOME_FOLDER = "connectome"
 """Where in a trained sparse checkpoint its connectome is."""
 _MAX_CONFIG_BYTES = 16 << 20
 _FULL = 64 << 10
-"""Free bytes below which any failed write is laid to a full disk."""
+"""Free bytes below which a failed write is laid to a full disk, unless it says otherwise."""
+_OTHER_CAUSES = (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError)
 _TAGS = {"uint8": "U8", "float16": "F16", "float32": "F32"}
 
 
@@ -77,9 +78,19 @@ def write(connectome: Connectome, path: str | os.PathLike[str], *, codec: str = 
     folder = Path(path)
     with refused_writes_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_public_config(connectome), indent=2, sort_keys=True) + "\n"
         data = to_bytes(connectome, codec=codec)
-        write_together({folder / WEIGHTS_FILE: data, folder / CONFIG_FILE: text.encode()})
+        config = _config_bytes(connectome)
+        write_together({folder / WEIGHTS_FILE: data, folder / CONFIG_FILE: config})
+
+
+def write_config(connectome: Connectome, folder: Path) -> None:
+    """Write the config alone, anew, beside a file that stays.
+
+    Raises:
+        StorageError: the file system refused; the earlier config is whole.
+    """
+    with refused_writes_named(folder):
+        write_atomically(folder / CONFIG_FILE, _config_bytes(connectome))
 
 
 def to_bytes(connectome: Connectome, *, codec: str = "plain") -> bytes:
@@ -133,11 +144,12 @@ def _serialize(
     return b"".join([len(text).to_bytes(8, "little"), text, *chunks])
 
 
-def _public_config(connectome: Connectome) -> dict[str, Any]:
+def _config_bytes(connectome: Connectome) -> bytes:
     # Those of what is written: a part or a successor of a connectome keeps the config of the first.
     facts = {"base_fingerprint": scope_fingerprint(connectome), "digest": connectome.digest}
     assert connectome.config is not None
-    return connectome.config.to_dict() | facts | {"inference_mode": True}
+    fields = connectome.config.to_dict() | facts | {"inference_mode": True}
+    return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -289,10 +301,11 @@ def refused_writes_named(target: Path) -> Iterator[None]:
     except Exception as error:
         free = shutil.disk_usage(_existing(target)).free
         is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        is_full = is_full or "os error 28" in str(error) or free < _FULL
+        is_full = is_full or "os error 28" in str(error)
+        is_full = is_full or (free < _FULL and not isinstance(error, _OTHER_CAUSES))
         if not is_full and not isinstance(error, OSError):
             raise
-        way_out = "Check the folder's permissions."
+        way_out = "Check the path and the folder's permissions."
         if is_full:
             way_out = f"{free} bytes are free: make room and start the same command again."
         reason = getattr(error, "strerror", None) or error

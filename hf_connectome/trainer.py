@@ -183,7 +183,7 @@ class GenerationalTrainer(SharingTrainer):
         if self.generation == 0 and self.state.global_step == 0:
             self._save_generation()
             self.keep_early_weights(0)
-            self.check_repository()
+        self.check_repository()
         self.push_generations()
 
     def advance_to(self, step: int) -> None:

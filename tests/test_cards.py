@@ -104,11 +104,14 @@ def run(arm, seed, final, **changes):
     return ArmResult(arm=arm, seed=seed, steps=steps, losses=losses, **(known | changes))
 
 
-RUNS = tuple(
-    run(arm, seed, final)
-    for arm, final in (("connectome", 4.0), ("random", 5.5), ("dense", 5.0))
-    for seed in range(4)
-)
+def runs_of(**changes):
+    """Four seeds of three arms; by default those of :func:`small`."""
+    finals = {"connectome": 4.0, "random": 5.5, "dense": 5.0}
+    return tuple(run(a, seed, f, **changes) for a, f in finals.items() for seed in range(4))
+
+
+RUNS = runs_of()
+RUNS_OF_EVOLVED = runs_of(num_survivors=7176, num_weights=28704)
 
 
 def head_of(text):
@@ -121,7 +124,7 @@ def head_of(text):
 def test_card_of_an_evolved_connectome_says_all_of_this_and_nothing_else(tmp_path):
     connectome = evolved()
     write(connectome, tmp_path)
-    results = Results(RUNS, corpus="eval: 32 documents", learning_rate=0.001)
+    results = Results(RUNS_OF_EVOLVED, corpus="eval: 32 documents", learning_rate=0.001)
     write_card(
         tmp_path,
         connectome,
@@ -140,7 +143,7 @@ def test_card_of_an_evolved_connectome_says_all_of_this_and_nothing_else(tmp_pat
     odd = [pair for pair in zip(lines, wanted, strict=False) if not re.fullmatch(*pair[::-1])]
     assert odd == []
     assert len(lines) == len(wanted)
-    assert markdown_table(summarise(RUNS)) in text
+    assert markdown_table(summarise(RUNS_OF_EVOLVED)) in text
     assert f"| digest | `{connectome.digest}` |" in text
 
 
@@ -155,7 +158,7 @@ def test_head_is_what_the_hub_reads(tmp_path):
     }
     ModelCard(text).save(tmp_path / "README.md")
     assert ModelCard.load(tmp_path / "README.md").data.to_dict() == head_of(text)
-    assert "metrics" in head_of(card(evolved(), results=Results(RUNS)))
+    assert "metrics" in head_of(card(evolved(), results=Results(RUNS_OF_EVOLVED)))
 
 
 def test_citation_agrees_with_the_repositorys():
@@ -636,3 +639,8 @@ def test_every_fact_of_a_run_reaches_the_card(name):
     text = card(small(), provenance=Provenance(**{name: 7777 if is_number else "zebra"}))
     assert ("7,777" in text) == is_number
     assert ("zebra" in text) != is_number
+
+
+def test_results_of_a_connectome_of_another_size_are_refused():
+    with pytest.raises(ConfigError, match=r"of 7176 of 28704 weights, this one has 2 of 4"):
+        card(small(), results=Results(RUNS_OF_EVOLVED))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hf_connectome.cards.facts import architecture_of, model_type_of
 from hf_connectome.cards.markup import front_matter, number, one_line
+from hf_connectome.cards.results import ARM
 from hf_connectome.cards.sections import (
     PLACEHOLDER,
     checkpoint_loading,
@@ -163,6 +164,13 @@ def _check_results(connectome: Connectome, results: Results | None) -> None:
             f"the results are of the connectome {one_line(results.digest, 12)}, this one is "
             f"{connectome.digest[:12]}. Give the results of this connectome, or none."
         )
+    own = (connectome.num_survivors, connectome.num_weights)
+    for run in results.runs if results is not None else ():
+        if run.arm == ARM and (run.num_survivors, run.num_weights) != own:
+            raise ConfigError(
+                f"the results are of a connectome of {run.num_survivors} of {run.num_weights} "
+                f"weights, this one has {own[0]} of {own[1]}. Give the results of this connectome."
+            )
 
 
 # ---- heads ---------------------------------------------------------------------------------------

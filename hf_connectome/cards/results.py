@@ -132,6 +132,9 @@ def _run(run: Any, file: Path) -> ArmResult:
             f"{numbers['num_weights']} weights; expected one loss a step, steps that increase, and "
             "a weight or more."
         )
+    tokens = run.get("tokens_per_step")
+    if tokens is not None and _finite(tokens, "tokens_per_step", file) < 1:
+        raise FormatError(f"{file}: tokens_per_step is {tokens}; expected 1 or more.")
     whole = {name: int(numbers[name]) for name in counts}
     return ArmResult(
         arm=arm,
@@ -139,6 +142,7 @@ def _run(run: Any, file: Path) -> ArmResult:
         losses=[float(loss) for loss in losses],
         bits_inherited=float(numbers["bits_inherited"]),
         seconds=float(numbers["seconds"]),
+        tokens_per_step=None if tokens is None else int(tokens),
         **whole,
     )
 

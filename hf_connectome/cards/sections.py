@@ -114,9 +114,8 @@ def checkpoint_loading(connectome: Connectome, name: str) -> Iterator[str]:
     yield "To go on training with the dead weights at 0:"
     yield _python(
         "from hf_connectome import Connectome, MaskCallback",
-        "from hf_connectome.hub import fetch",
         "",
-        f'connectome = Connectome.from_pretrained(fetch("{name}", subfolder="connectome"))',
+        f'connectome = Connectome.from_pretrained("{name}", subfolder="connectome")',
         "callbacks = [MaskCallback(connectome)]  # for transformers' Trainer",
     )
 

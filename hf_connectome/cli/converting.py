@@ -80,7 +80,7 @@ def convert(
         local = source.folder(TOKENIZER_FILES)
     connectome, kind = open_any(local, scope=scope, exclude=exclude, allow_dense=allow_dense)
     write(connectome, to, codec=codec)
-    _copy_tokenizer(local, to)
+    _copy_companions(local, to)
     document = {
         "source": path,
         "kind": kind,
@@ -92,17 +92,19 @@ def convert(
     return Result(document, [_converted(document, connectome)], json)
 
 
-def _copy_tokenizer(source: Path, to: Path) -> None:
-    """Let the tokenizer come along, whose token ids the embedding's rows belong to."""
+def _copy_companions(source: Path, to: Path) -> None:
+    """Let tokenizer and provenance come along; those of another connectome do not stay."""
     from hf_connectome.hub import TOKENIZER_FILES
+    from hf_connectome.provenance import PROVENANCE_FILE
     from hf_connectome.storage import refused_writes_named
 
-    if source.is_file() or source.resolve() == to.resolve():
+    if source.resolve() == to.resolve():
         return
     with refused_writes_named(to):
-        for pattern in TOKENIZER_FILES:
-            for file in source.glob(pattern):
-                shutil.copyfile(file, to / file.name)
+        for name in (*TOKENIZER_FILES, PROVENANCE_FILE):
+            (to / name).unlink(missing_ok=True)
+            if source.is_dir() and (source / name).is_file():
+                shutil.copyfile(source / name, to / name)
 
 
 def _converted(document: dict[str, Any], connectome: "Connectome") -> Facts:

@@ -77,6 +77,11 @@ class Source:
 
         return read(self.folder())
 
+    @property
+    def name(self) -> str:
+        """The folder or Hub id, without a revision."""
+        return self._split()[0]
+
     def _split(self) -> tuple[str, str | None]:
         path, at, named = self.path.rpartition("@")
         if not at or Path(self.path).exists():

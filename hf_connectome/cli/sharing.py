@@ -134,7 +134,7 @@ def pull(
 def _fetch_into(target: Path, source: Source) -> tuple["Connectome", list[str]]:
     """Copy what a connectome's repository holds into a new folder, once it was checked."""
     from hf_connectome.cards import CARD_FILE, FIGURE_FILE
-    from hf_connectome.hub import TOKENIZER_FILES
+    from hf_connectome.hub import TOKENIZER_FILES, with_origin
     from hf_connectome.provenance import PROVENANCE_FILE
     from hf_connectome.storage import (
         CONFIG_FILE,
@@ -142,6 +142,7 @@ def _fetch_into(target: Path, source: Source) -> tuple["Connectome", list[str]]:
         atomic_folder,
         read,
         refused_writes_named,
+        write_config,
     )
 
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -151,11 +152,12 @@ def _fetch_into(target: Path, source: Source) -> tuple["Connectome", list[str]]:
         )
     also = (*TOKENIZER_FILES, CARD_FILE, FIGURE_FILE, PROVENANCE_FILE)
     folder = source.folder(also)
-    connectome = read(folder)
+    connectome = with_origin(read(folder), source.name, folder)
     wanted = {f for pattern in (CONFIG_FILE, WEIGHTS_FILE, *also) for f in folder.glob(pattern)}
     with refused_writes_named(target), atomic_folder(target) as scratch:
         for file in wanted:
             shutil.copyfile(file, scratch / file.name)
+        write_config(connectome, scratch)
     return connectome, sorted(file.name for file in wanted)
 
 
