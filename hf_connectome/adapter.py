@@ -37,11 +37,10 @@ from hf_connectome.errors import (
     did_you_mean,
     some,
 )
-from hf_connectome.hosts import describe, scope_fingerprint, wire
+from hf_connectome.hosts import describe, refuse_offloaded, scope_fingerprint, wire
 from hf_connectome.refusals import (
     configs_as_they_were,
     refuse_embeddings_saved,
-    refuse_offloaded,
     refuse_second,
     refuse_without_tuner,
 )

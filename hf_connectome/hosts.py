@@ -15,7 +15,14 @@ import torch
 
 from hf_connectome.architecture import build_host
 from hf_connectome.connectome import Connectome, SignedMask
-from hf_connectome.errors import ConfigError, HostMismatchError, ScopeError, did_you_mean, some
+from hf_connectome.errors import (
+    ConfigError,
+    HostMismatchError,
+    ScopeError,
+    UnsupportedError,
+    did_you_mean,
+    some,
+)
 from hf_connectome.reset import ResetContext, resets
 from hf_connectome.scope import (
     EMBEDDING,
@@ -38,6 +45,21 @@ def full_tensor(parameter: Tensor) -> Tensor:
     """Return the whole parameter, gathered if it is an FSDP2 shard (a collective call then)."""
     gather = getattr(parameter, "full_tensor", None)
     return parameter.detach() if gather is None else gather().detach()
+
+
+def refuse_offloaded(model: nn.Module) -> None:
+    """Refuse a model whose weights are elsewhere: a mask would silently miss them.
+
+    Raises:
+        UnsupportedError: a parameter is on the meta device, as offloading leaves it.
+    """
+    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if absent:
+        raise UnsupportedError(
+            f"the weights {some(absent)} are on the meta device (offloaded, or never loaded), so "
+            "no mask can be put on them. Load the model whole: device_map='cpu', or a device with "
+            "room for it."
+        )
 
 
 def like(value: Tensor, parameter: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -223,7 +245,10 @@ def wire(
     """
     config = connectome.config
     policy = resets.get(reset or (config.reset if config is not None else "keep"))()
+    refuse_offloaded(model)
     constant = magnitude if magnitude is not None else (config.magnitude if config else 0.02)
+    if not 0.0 < constant < float("inf"):
+        raise ConfigError(f"magnitude is {constant}; expected a positive, finite number.")
     parameters = check_host(connectome, model)
     check_depth(connectome, model)
     carried = _check_carried(connectome, model)

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import re
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -23,23 +19,19 @@ from hf_connectome.architecture import build_host
 from hf_connectome.arms import Estate, Inherited, arm_names, get_arm
 from hf_connectome.callbacks import MaskCallback, StepProgress
 from hf_connectome.data import collate
-from hf_connectome.errors import ConfigError, HostMismatchError, RunError
+from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.arms import ArmResult
 from hf_connectome.fresh import check_context
-from hf_connectome.hosts import check_host, fresh_reset
-from hf_connectome.hub import TOKENIZER_FILES, fetch
+from hf_connectome.hosts import fresh_reset
 from hf_connectome.reset import resets
-from hf_connectome.runs import generations
 from hf_connectome.storage import (
-    CONFIG_FILE,
-    CONNECTOME_FOLDER,
     refused_writes_named,
     write_atomically,
 )
-from hf_connectome.trained import load_trained
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerFast
@@ -103,6 +95,8 @@ class InheritanceArguments:
                     f"the arm {spec!r} carries weights of the parent. Name the checkpoint that the "
                     "connectome was pruned from: --parent …/checkpoint-<step>."
                 )
+        if not self.arms:
+            raise ConfigError("arms is empty; expected one or more, such as connectome and dense.")
         if len(set(self.arms)) < len(self.arms):
             raise ConfigError(f"arms names one twice: {', '.join(self.arms)}.")
         if self.seeds < 1 or self.steps < 1 or self.first_seed < 0:
@@ -121,85 +115,6 @@ def _refuse_rewind(name: str, reset: str | None) -> None:
             f"{name} asks for 'rewind', which needs weights stored early in training; a "
             "connectome carries none. Use 'sign_constant', or leave it out."
         )
-
-
-def parent_weights(connectome: Connectome, folder: Path) -> dict[str, Tensor]:
-    """Load the trained weights in scope that a connectome was pruned from.
-
-    Raises:
-        HostMismatchError: the checkpoint is of another architecture, or its signs are not the
-            connectome's, so that it is not its parent.
-    """
-    weights = {
-        name: parameter.detach().float()
-        for name, parameter in check_host(connectome, load_trained(folder)).items()
-        if name in connectome
-    }
-    for name, entry in connectome.items():
-        alike = torch.where(weights[name] < 0, -1, 1) == entry.sign()
-        wrong = int((entry.mask() & ~alike).sum())
-        if wrong:
-            raise HostMismatchError(
-                f"{name!r}: {wrong} of {entry.num_survivors} survivors have another sign in "
-                f"{folder} than in the connectome, so it was not pruned from it. Use the "
-                "checkpoint of the step at which the connectome's generation began."
-            )
-    return weights
-
-
-def find_connectome(
-    path: str | Path, *, revision: str | None = None, token: str | None = None
-) -> Path:
-    """Return the folder that holds the connectome: ``path``, one in it, or the last generation.
-
-    A Hub id is downloaded, tokenizer and all, from ``revision`` with ``token``.
-
-    Raises:
-        RunError: there is no connectome there.
-        HubError: the Hub refused or could not be reached.
-    """
-    folder = Path(path)
-    if _is_hub_id(path):
-        return fetch(path, revision=revision, token=token, also=TOKENIZER_FILES)
-    if revision is not None:
-        raise ConfigError(
-            f"connectome_revision is {revision!r}, but {folder} is a folder here, which has no "
-            "revisions. Name a generation's folder, or leave it out."
-        )
-    if (folder / CONFIG_FILE).is_file():
-        return folder
-    if (folder / CONNECTOME_FOLDER / CONFIG_FILE).is_file():
-        return folder / CONNECTOME_FOLDER
-    if found := generations(folder):
-        return found[-1]
-    raise RunError(
-        f"{folder} holds no connectome: neither {CONFIG_FILE}, nor {CONNECTOME_FOLDER}/ or "
-        "generation-<g> folders. Give the folder of a connectome, the output_dir of "
-        "recipes/evolve.py, or a Hub id."
-    )
-
-
-def _is_hub_id(path: str | Path) -> bool:
-    """Whether this is 'owner/name', and neither a folder nor named like one of a run."""
-    is_local = Path(path).exists() or Path(path).name.startswith(("generation-", "checkpoint-"))
-    return not is_local and re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", str(path)) is not None
-
-
-def default_output(path: str | Path) -> Path:
-    """Return where results go by default: beside a generation or checkpoint, not into it.
-
-    A generation is uploaded whole, a checkpoint is removed in its turn.
-    """
-    if _is_hub_id(path):
-        return Path("runs", str(path).replace("/", "--"), "inherit")
-    folder = Path(path)
-    whole = folder.absolute()
-    inside = whole.parent.name if whole.name == CONNECTOME_FOLDER else whole.name
-    if not inside.startswith(("generation-", "checkpoint-")):
-        return folder / "inherit"
-    owner = whole.parent if whole.name == CONNECTOME_FOLDER else whole
-    beside = owner.parent / f"inherit-{inside}"
-    return beside if folder.is_absolute() else Path(os.path.relpath(beside))
 
 
 def reset_of(connectome: Connectome, arguments: InheritanceArguments) -> str:
@@ -285,7 +200,8 @@ def train_arm(
     wiring = inherited.mask
     num_dead = 0 if wiring is None else wiring.num_weights - wiring.num_survivors
     density = 1.0 - num_dead / connectome.num_weights
-    callbacks: list[Any] = [_progress(arm, seed, density, corpus, arguments, training)]
+    progress = _progress(arm, seed, density, corpus, arguments, training)
+    callbacks: list[Any] = [progress]
     if wiring is not None:
         callbacks.append(MaskCallback(wiring))
     trainer = Trainer(
@@ -312,6 +228,7 @@ def train_arm(
         num_weights=connectome.num_weights,
         bits_inherited=inherited.bits,
         seconds=seconds,
+        tokens_per_step=progress.tokens_per_step,
     )
 
 
@@ -348,6 +265,37 @@ def train_arms(
                         write_atomically(file, json.dumps(asdict(done)).encode())
             results.append(done)
     return results
+
+
+def stored_results(output: Path, first: Sequence[str] = ()) -> list[ArmResult]:
+    """Return all results of a comparison, whichever command trained them.
+
+    Args:
+        output: folder of the comparison.
+        first: arms that come first, in this order.
+    """
+    results = []
+    for file in (output / RESULTS_FOLDER).glob("*-seed*.json"):
+        arm, _, seed = file.stem.rpartition("-seed")
+        found = _stored(file, arm.replace("=", ":"), int(seed)) if seed.isdecimal() else None
+        if found is not None:
+            results.append(found)
+    place = {arm: number for number, arm in enumerate(first)}
+    return sorted(results, key=lambda r: (place.get(r.arm, len(place)), r.arm, r.seed))
+
+
+def start_of(
+    connectome: Connectome, arguments: InheritanceArguments, training: TrainingArguments
+) -> dict[str, Any]:
+    """Return what decides a result and is in no digest: first values, host, processes."""
+    config = connectome.config
+    assert config is not None
+    return {
+        "child_reset": reset_of(connectome, arguments),
+        "magnitude": config.magnitude,
+        "host": [config.architecture, config.base_config],
+        "world_size": training.world_size,
+    }
 
 
 def _stored(file: Path, arm: str, seed: int) -> ArmResult | None:

@@ -75,21 +75,6 @@ def refuse_without_tuner(config: PeftConfig) -> None:
         )
 
 
-def refuse_offloaded(model: nn.Module) -> None:
-    """Refuse a model whose weights are elsewhere: a mask would silently miss them.
-
-    Raises:
-        UnsupportedError: a parameter is on the meta device, as offloading leaves it.
-    """
-    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if absent:
-        raise UnsupportedError(
-            f"the weights {some(absent)} are on the meta device (offloaded, or never loaded), so "
-            "no mask can be put on them. Load the model whole: device_map='cpu', or a device with "
-            "room for it."
-        )
-
-
 def refuse_embeddings_saved(model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
     """Refuse a save in which PEFT adds whole embeddings, in a file over that of the connectome.
 

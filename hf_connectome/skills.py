@@ -17,8 +17,7 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from hf_connectome.errors import ConfigError, UnsupportedError, some
-from hf_connectome.hosts import check_host
-from hf_connectome.refusals import refuse_offloaded
+from hf_connectome.hosts import check_host, refuse_offloaded
 from hf_connectome.scope import RAW
 
 if TYPE_CHECKING:

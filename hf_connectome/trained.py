@@ -31,8 +31,8 @@ def load_trained(folder: Path) -> nn.Module:
         FormatError: files are missing, damaged or not of the recorded architecture.
         ConfigError: the checkpoint is quantised, or its architecture is unknown.
     """
-    _check_weight_files(folder)
-    recorded = _recorded(folder)
+    check_weight_files(folder)
+    recorded = recorded_architecture(folder)
     host: Any = build_host(recorded, device="meta")
     try:
         model, info = type(host).from_pretrained(
@@ -58,7 +58,12 @@ def load_trained(folder: Path) -> nn.Module:
     return loaded
 
 
-def _check_weight_files(folder: Path) -> None:
+def check_weight_files(folder: Path) -> None:
+    """Refuse a folder whose weights are missing, incomplete or pickled.
+
+    Raises:
+        FormatError: names the file.
+    """
     index = folder / _INDEX
     if index.is_file():
         shards = _json(index).get("weight_map")
@@ -76,8 +81,13 @@ def _check_weight_files(folder: Path) -> None:
         )
 
 
-def _recorded(folder: Path) -> ConnectomeConfig:
-    """Return the architecture that a checkpoint's config.json records."""
+def recorded_architecture(folder: Path) -> ConnectomeConfig:
+    """Return the architecture that a checkpoint's config.json records.
+
+    Raises:
+        FormatError: there is none, or no class is named.
+        ConfigError: the checkpoint is quantised.
+    """
     from hf_connectome.config import ConnectomeConfig
 
     fields = _json(folder / _CONFIG)

@@ -14,7 +14,13 @@ from transformers.pytorch_utils import Conv1D
 from hf_connectome.architecture import build_host
 from hf_connectome.config import ConnectomeConfig
 from hf_connectome.connectome import Connectome, SignedMask
-from hf_connectome.errors import ConfigError, HostMismatchError, ScopeError, UnknownNameError
+from hf_connectome.errors import (
+    ConfigError,
+    HostMismatchError,
+    ScopeError,
+    UnknownNameError,
+    UnsupportedError,
+)
 from hf_connectome.hosts import (
     check_host,
     check_tokenizer,
@@ -511,3 +517,20 @@ def test_fresh_reset_needs_no_weights_of_a_parent(recorded_reset, signs, expecte
         entries = {n: SignedMask.pack(e.mask()) for n, e in connectome.items()}
         connectome = connectome.replace(entries)
     assert fresh_reset(connectome) == expected
+
+
+@pytest.mark.parametrize("magnitude", [-1.0, 0.0, float("nan"), float("inf")])
+def test_magnitude_that_is_no_positive_number_is_refused(magnitude):
+    host = tiny_model("gpt2")
+    before = state_of(host)
+    with pytest.raises(ConfigError, match=r"magnitude is .*; expected a positive, finite number"):
+        wire(host, drawn(host), reset="sign_constant", magnitude=magnitude)
+    assert same(before, state_of(host))
+
+
+def test_host_without_weights_is_refused():
+    connectome = drawn(tiny_model("gpt2"))
+    with torch.device("meta"):
+        host = tiny_model("gpt2")
+    with pytest.raises(UnsupportedError, match="are on the meta device"):
+        wire(host, connectome)

@@ -11,7 +11,7 @@ import pkgutil
 from hf_connectome.arms.base import Arm, Estate, Inherited, arms
 from hf_connectome.arms.wired import ControlArm, used_bits
 from hf_connectome.controls import controls
-from hf_connectome.errors import UnknownNameError, did_you_mean
+from hf_connectome.errors import ConfigError, UnknownNameError, did_you_mean
 from hf_connectome.reset import resets
 
 register = arms.register
@@ -30,15 +30,20 @@ def get_arm(spec: str) -> tuple[Arm, str | None]:
 
     Raises:
         UnknownNameError: no such arm or reset; the message offers the nearest and lists all.
+        ConfigError: a reset after an arm that has first values of its own.
     """
     name, colon, reset = spec.partition(":")
     if colon:
         resets.get(reset)
-    if name in arms:
-        return arms.get(name)(), reset or None
-    if name in controls:
-        return ControlArm(name), reset or None
-    raise UnknownNameError(f"unknown arm {name!r}. {did_you_mean(name, arm_names())}")
+    if name not in arms and name not in controls:
+        raise UnknownNameError(f"unknown arm {name!r}. {did_you_mean(name, arm_names())}")
+    arm = arms.get(name)() if name in arms else ControlArm(name)
+    if reset and not arm.takes_reset:
+        raise ConfigError(
+            f"the arm {spec!r} asks for the reset {reset!r}, but {name!r} has first values of its "
+            f"own, which no reset changes. Use {name!r} alone."
+        )
+    return arm, reset or None
 
 
 __all__ = [

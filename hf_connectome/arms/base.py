@@ -49,6 +49,8 @@ class Arm(ABC):
     """What of the parent reaches the child, in a line."""
     needs_parent: ClassVar[bool] = False
     """Whether the trained weights of the parent are needed."""
+    takes_reset: ClassVar[bool] = False
+    """Whether a reset decides the first values."""
 
     def check(self, estate: Estate, name: str) -> None:
         """Refuse an estate that lacks what the arm needs.

@@ -1,4 +1,4 @@
-"""Rivals at equal bits: simpler ways to spend what a connectome costs."""
+"""Rivals: simpler ways to spend the bits of a connectome, and its embeddings at one bit each."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hf_connectome.arms.base import Arm, Estate, Inherited, arms
-from hf_connectome.controls.counting import SCALE_BITS, mask_bits
+from hf_connectome.controls.counting import SCALE_BITS, VALUE_BITS, mask_bits
 from hf_connectome.hosts import check_host, like, wire
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 WEIGHT_BITS = 16.0
 """Of a trained weight, carried as bfloat16."""
-_LLOYD_ROUNDS = 25
+_MOST_LLOYD_ROUNDS = 10_000
 
 
 class _ParentValues(Arm):
@@ -51,6 +51,7 @@ class _ParentValues(Arm):
         wire(host, connectome, reset="rewind", early=early)
         bits = sum(mask_bits(entry) for entry in connectome.values())
         bits += self.bits_per_survivor * connectome.num_survivors
+        bits += VALUE_BITS * sum(value.numel() for value in connectome.values_carried.values())
         return Inherited(connectome, bits + self.extra_bits(connectome))
 
 
@@ -64,7 +65,7 @@ class TensorScales(_ParentValues):
     def values(self, name: str, weight: Tensor, mask: Tensor) -> Tensor:
         """Return sign x mean |w| of the tensor's survivors."""
         del name
-        return _signs(weight) * _mean(weight.abs(), mask)
+        return _signs(weight) * _as_stored(_mean(weight.abs(), mask))
 
     def extra_bits(self, connectome: Connectome) -> float:
         """Count 16 bits a tensor."""
@@ -82,7 +83,7 @@ class RowScales(_ParentValues):
         """Return sign x mean |w| of the row's survivors."""
         del name
         flat, alive = weight.abs().flatten(1), mask.flatten(1)
-        scale = (flat * alive).sum(1) / alive.sum(1).clamp(min=1)
+        scale = _as_stored((flat * alive).sum(1) / alive.sum(1).clamp(min=1))
         return _signs(weight) * scale.reshape(-1, *([1] * (weight.ndim - 1)))
 
     def extra_bits(self, connectome: Connectome) -> float:
@@ -97,6 +98,7 @@ class _Quantised(_ParentValues):
         """Return sign x the nearest of the tensor's best levels of |w|."""
         del name
         levels = lloyd_levels(weight.abs()[mask], 2 ** int(self.bits_per_survivor - 1))
+        levels = _as_stored(levels)
         edges = (levels[1:] + levels[:-1]) / 2
         return _signs(weight) * levels[torch.bucketize(weight.abs(), edges)]
 
@@ -154,8 +156,7 @@ def lloyd_levels(magnitudes: Tensor, num_levels: int) -> Tensor:
     """Return the levels of least squared error for magnitudes, ascending.
 
     Source:
-        Lloyd 1982, Least squares quantization in PCM, from quantiles on; a fixed number of rounds,
-        so that the result is the same everywhere.
+        Lloyd 1982, Least squares quantization in PCM, from quantiles on until nothing moves.
     """
     ordered = magnitudes.float().sort().values
     if len(ordered) == 0:
@@ -163,18 +164,25 @@ def lloyd_levels(magnitudes: Tensor, num_levels: int) -> Tensor:
     middles = (torch.arange(num_levels) + 0.5) / num_levels
     levels = ordered[(middles * len(ordered)).long().clamp(max=len(ordered) - 1)]
     sums = torch.cat([torch.zeros(1, dtype=torch.float64), ordered.double().cumsum(0)])
-    for _ in range(_LLOYD_ROUNDS):
+    for _ in range(_MOST_LLOYD_ROUNDS):
         inner = torch.searchsorted(ordered, (levels[1:] + levels[:-1]) / 2)
         ends = torch.cat([torch.tensor([0]), inner, torch.tensor([len(ordered)])])
         counts = ends.diff()
         means = (sums[ends[1:]] - sums[ends[:-1]]) / counts.clamp(min=1)
-        levels = torch.where(counts > 0, means.float(), levels)
+        before, levels = levels, torch.where(counts > 0, means.float(), levels)
+        if torch.equal(before, levels):
+            break
     return levels
 
 
 def _signs(weight: Tensor) -> Tensor:
     """Return -1 or +1; a weight that is exactly 0 counts as positive, as everywhere."""
     return torch.where(weight < 0, -1.0, 1.0)
+
+
+def _as_stored(scale: Tensor) -> Tensor:
+    """Round to the 16 bits that a scale is counted with."""
+    return scale.half().float()
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

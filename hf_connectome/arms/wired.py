@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hf_connectome.arms.base import Arm, Estate, Inherited, arms
 from hf_connectome.controls import controls
 from hf_connectome.controls.counting import whole_bits
+from hf_connectome.errors import ConfigError
 from hf_connectome.hosts import wire
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Whole(Arm):
     """Mask and signs, with the first values of the reset in force."""
 
     keeps = "mask and signs, and the scales where the reset uses them"
+    takes_reset = True
 
     def put(self, host: nn.Module, estate: Estate) -> Inherited:
         """Wire the host."""
@@ -73,11 +75,23 @@ class ControlArm(Arm):
         """What the twin has in common with the connectome."""
         return self.control.keeps
 
+    @property
+    def takes_reset(self) -> bool:  # type: ignore[override]
+        """Whether the control is tried under any reset."""
+        return self.control.name not in _RESETS
+
     def put(self, host: nn.Module, estate: Estate) -> Inherited:
-        """Wire the host by the twin."""
-        twin = self.control.twin(estate.connectome, estate.seed)
+        """Wire the host by the twin.
+
+        Raises:
+            ConfigError: the control is about signs and the reset makes no use of them.
+        """
         reset = _RESETS.get(self.control.name, estate.reset)
+        if reset == "keep" and self.control.needs_sign:
+            raise ConfigError(
+                f"the control {self.control.name!r} is about signs, and the reset 'keep' uses "
+                "none, so it would change nothing. Leave it out, or use another reset."
+            )
+        twin = self.control.twin(estate.connectome, estate.seed)
         wire(host, twin, reset=reset)
-        # The control leaves out itself what it has lost; a sign control needs signs to count.
-        used = as_used(estate.connectome, estate.reset)
-        return Inherited(twin, self.control.bits(used))
+        return Inherited(twin, self.control.bits(as_used(estate.connectome, reset)))

@@ -18,16 +18,21 @@ if TYPE_CHECKING:
     from hf_connectome.connectome import Connectome
 
 
+_OTHER_TABLES = ("position", "wpe", "token_type")
+"""In the names of embeddings that are not of tokens."""
+
+
 def embedding_names(connectome: Connectome) -> set[str]:
     """Find the embeddings of a connectome and its output embedding, without the model.
 
     An embedding says what it is by its orientation. An output embedding that is not tied is the
-    Linear that has the shape of the largest embedding and stands outside the numbered layers.
+    Linear that has the shape of the token embedding and stands outside the numbered layers.
     """
     held = {name for name, entry in connectome.items() if entry.orientation == EMBEDDING}
     if not held:
         return held
-    vocabulary = max((connectome[name].shape for name in held), key=lambda shape: shape[0])
+    tokens = {name for name in held if not any(word in name for word in _OTHER_TABLES)} or held
+    vocabulary = max((connectome[name].shape for name in tokens), key=lambda shape: shape[0])
     heads = {
         name
         for name, entry in connectome.items()

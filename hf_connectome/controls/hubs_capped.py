@@ -42,7 +42,7 @@ class HubsCapped(EntryControl):
     deviations: float = 1.0
 
     rung = "N9"
-    keeps = "survivors and negatives of every matrix; all places and signs that need not move"
+    keeps = "survivors of every matrix, negatives of every tensor; all that need not move"
     destroys = "rows and columns above mean + 1 standard deviation of their kind"
     paper = "Romero Chisco 2026, fly-distill (hub cap)"
     citation = "none"

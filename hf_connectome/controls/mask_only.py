@@ -32,8 +32,10 @@ class MaskOnly(Control):
     def twin(self, connectome: Connectome, seed: int) -> Connectome:
         """Drop the signs; the seed changes nothing."""
         del seed
+        config = connectome.config
         return connectome.replace(
-            {n: replace(e, sign_bits=None, scale=None) for n, e in connectome.items()}
+            {n: replace(e, sign_bits=None, scale=None) for n, e in connectome.items()},
+            config=None if config is None else replace(config, reset="keep"),
         )
 
     def bits(self, connectome: Connectome) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ from hf_connectome.controls.counting import sign_bits
 from hf_connectome.controls.places import fair_flags, negatives, rebuilt
 
 if TYPE_CHECKING:
-    from hf_connectome.connectome import SignedMask
+    from hf_connectome.connectome import Connectome, SignedMask
 
 
 @register("signs-only")
@@ -31,6 +32,13 @@ class SignsOnly(EntryControl):
     paper = "Oh et al. 2025, Find a Winning Sign"
     citation = "arXiv:2504.05357"
     needs_sign = True
+
+    def twin(self, connectome: Connectome, seed: int) -> Connectome:
+        """Fill every parameter, and record the reset that it is for."""
+        full = super().twin(connectome, seed)
+        if full.config is None:
+            return full
+        return full.replace(config=replace(full.config, reset="fresh_magnitude"))
 
     def redraw(self, entry: SignedMask, name: str, seed: int) -> SignedMask:
         """Fill one parameter."""
