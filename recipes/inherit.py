@@ -8,48 +8,62 @@
 
 All arms of a seed start from the same fresh model and see the same data in the same order. The
 same command again trains only what is missing. What it writes into --output_dir: arms/*.json (one a
-run), results.json, table.md and curves.png.
+run), results.json, table.md and curves.png; and, if there are other arms than connectome, random
+and dense, ladder.png and inheritance_curve.png.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from hf_connectome.analysis.arm_kinds import ladder_order
+from hf_connectome.analysis.arm_panels import arm_panels
 from hf_connectome.analysis.figures import inheritance_curves
+from hf_connectome.analysis.inheritance_curve import inheritance_curve
+from hf_connectome.analysis.null_ladder import null_ladder
 from hf_connectome.connectome import Connectome
 from hf_connectome.data import DataArguments, load_corpus, load_tokenizer, tokenizer_digest
 from hf_connectome.errors import ConfigError
-from hf_connectome.evaluation.arms import as_json, by_arm, markdown_table, summarise
+from hf_connectome.evaluation.arms import (
+    as_json,
+    by_arm,
+    has_ladder,
+    markdown_table,
+    summarise,
+    table_notes,
+)
 from hf_connectome.hosts import check_tokenizer
 from hf_connectome.inheritance import (
     EXTENDING,
     InheritanceArguments,
     check_arms,
     check_vocabulary,
-    default_output,
-    find_connectome,
-    parent_weights,
     reset_of,
+    start_of,
+    stored_results,
     train_arms,
 )
 from hf_connectome.parsing import explicit_settings, friendly_errors, parse
 from hf_connectome.runs import claim, deciding, refuse_named_checkpoint
+from hf_connectome.sources import default_output, digest_of, find_connectome, parent_weights
 from hf_connectome.storage import CONNECTOME_FOLDER, refused_writes_named, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedTokenizerFast
 
     from hf_connectome.evaluation.arms import ArmResult
 
 CONFIGS = Path(__file__).parent / "configs"
+MOST_ARMS_IN_A_PANEL = 7
 
 
 def inherited_tokenizer(
@@ -114,11 +128,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings = deciding(explicit_settings((arguments, data, training)))
         settings = {key: value for key, value in settings.items() if key not in EXTENDING}
         settings |= {"connectome": connectome.digest}
+        settings |= start_of(connectome, arguments, training)
         claim(output, settings, record=False)
         tokenizer = inherited_tokenizer(connectome, source, data)
         parent = None
         if arguments.parent is not None:
             parent = parent_weights(connectome, Path(arguments.parent))
+            claim(output / "parent", {"weights": digest_of(parent)})
         check_arms(connectome, arguments, data.block_size, parent)
         with training.main_process_first(desc="tokenising"):
             corpus = load_corpus(data, tokenizer)
@@ -130,9 +146,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{source}: {connectome}")
             print(corpus.describe())
             announce_reset(connectome, arguments)
-        results = train_arms(connectome, corpus, arguments, training, output, parent)
+        train_arms(connectome, corpus, arguments, training, output, parent)
         if training.should_save:
-            report(results, output)
+            report(stored_results(output, arguments.arms), output)
 
 
 def announce_reset(connectome: Connectome, arguments: InheritanceArguments) -> None:
@@ -147,21 +163,37 @@ def announce_reset(connectome: Connectome, arguments: InheritanceArguments) -> N
 
 
 def report(results: Sequence[ArmResult], output: Path) -> None:
-    """Print the table and write table, results and curves; without curves it goes on."""
-    table = markdown_table(summarise(results))
+    """Print the table and write table, results and figures; without a figure it goes on."""
+    grouped = by_arm(results)
+    summaries = summarise(results)
+    if has_ladder(grouped):
+        found = {summary.arm: summary for summary in summaries}
+        summaries = [found[arm] for arm in ladder_order(found)]
+    table = f"{markdown_table(summaries)}\n\n{table_notes(summaries)}"
     print(table)
     text = json.dumps(as_json(results), indent=1)
     for name, content in (("table.md", table), ("results.json", text)):
         with refused_writes_named(output / name):
             write_atomically(output / name, (content + "\n").encode())
-    saved = "table.md, results.json"
+    saved = ["table.md", "results.json"]
+    curves = {s.arm: [run.curve for run in grouped[s.arm]] for s in summaries}
+    draw_curves = arm_panels if len(curves) > MOST_ARMS_IN_A_PANEL else inheritance_curves
+    figures: dict[str, Callable[[Path], None]] = {"curves.png": partial(draw_curves, curves)}
+    if has_ladder(grouped):
+        figures["ladder.png"] = partial(null_ladder, summaries)
+        figures["inheritance_curve.png"] = partial(inheritance_curve, summaries)
+    saved += [name for name, draw in figures.items() if was_drawn(output / name, draw)]
+    print(f"saved {', '.join(saved)} in {output}")
+
+
+def was_drawn(path: Path, draw: Callable[[Path], None]) -> bool:
+    """Draw a figure; say why where that fails: hours of training are not lost for it."""
     try:
-        curves = {arm: [run.curve for run in runs] for arm, runs in by_arm(results).items()}
-        inheritance_curves(curves, output / "curves.png")
-        saved += ", curves.png"
+        draw(path)
     except (ConfigError, OSError) as error:  # of which StorageError is one
-        print(f"no curves.png: {error}")
-    print(f"saved {saved} in {output}")
+        print(f"no {path.name}: {error}")
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 
 from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.paired import (
+    Estimate,
+    least_p_value,
     mean_curve,
+    mean_estimate,
     paired_difference,
+    ratio_of_means,
     sign_flip_p_value,
     steps_to_target,
     t_interval,
@@ -153,3 +157,73 @@ def test_mean_curve_refuses_curves_over_different_steps() -> None:
         mean_curve([[(0, 5.0)], [(0, 5.0), (1, 4.0)]])
     with pytest.raises(ConfigError, match="no curve"):
         mean_curve([])
+
+
+@pytest.mark.parametrize("num_pairs", [1, 2, 4, 10, 16, 40])
+def test_least_p_value_is_that_of_differences_which_all_agree(num_pairs: int) -> None:
+    assert least_p_value(num_pairs) == sign_flip_p_value([1.0] * num_pairs)
+
+
+def test_estimate_is_mean_and_interval() -> None:
+    assert mean_estimate([3.0]) == Estimate(3.0, None, None, 1)
+    low, high = t_interval([1.0, 2.0, 4.0]) or (None, None)
+    assert mean_estimate([1.0, 2.0, 4.0]) == Estimate(7 / 3, low, high, 3)
+
+
+def test_ratio_of_means_agrees_with_a_calculation_by_hand() -> None:
+    """Means 1 and 2, both of variance 10^-4, no covariance; t = 4.30265 for 2 degrees.
+
+    The ends solve (1 - 2r)^2 = k (1 + r^2) with k = t^2 10^-4 / 3.
+    """
+    above = [1.0, 1.01, 0.99]
+    spread = 0.01 / math.sqrt(3)
+    below = [2 - 2 * spread, 2 + spread, 2 + spread]
+    k = 4.3026527297**2 / 3 / 1e4
+    half = math.sqrt(16 - 4 * (4 - k) * (1 - k))
+    ratio = ratio_of_means(above, below)
+    assert ratio is not None
+    assert ratio.value == pytest.approx(0.5)
+    assert ratio.low == pytest.approx((4 - half) / (2 * (4 - k)))
+    assert ratio.high == pytest.approx((4 + half) / (2 * (4 - k)))
+    assert ratio.num_seeds == 3
+
+
+PAIRS = st.lists(
+    st.tuples(st.floats(-5, 5, allow_subnormal=False), st.floats(1, 2)), min_size=2, max_size=8
+)
+
+
+@settings(deadline=None)
+@given(PAIRS)
+def test_ends_of_a_ratio_are_where_the_t_interval_ends_at_zero(
+    pairs: list[tuple[float, float]],
+) -> None:
+    above, below = [a for a, _ in pairs], [b for _, b in pairs]
+    ratio = ratio_of_means(above, below)
+    below_low, _ = t_interval(below) or (0.0, 0.0)
+    assert ratio is not None
+    if ratio.low is None or ratio.high is None:
+        assert below_low <= 1e-9
+        return
+    assert below_low > -1e-9
+    assert ratio.low <= ratio.value + 1e-9
+    assert ratio.value <= ratio.high + 1e-9
+    for end in (ratio.low, ratio.high):
+        interval = t_interval([a - end * b for a, b in pairs])
+        assert interval is not None
+        nearest = min(abs(interval[0]), abs(interval[1]))
+        assert nearest <= 1e-6 * max(1.0, end**2)
+
+
+def test_ratio_has_no_ends_when_what_divides_is_not_certain() -> None:
+    assert ratio_of_means([1.0], [2.0]) == Estimate(0.5, None, None, 1)
+    assert ratio_of_means([1.0, 1.0], [0.1, 3.9]) == Estimate(0.5, None, None, 2)
+    assert ratio_of_means([1.0, 1.0], [-1.0, 1.0]) is None
+    assert ratio_of_means([1.0, 1.0], [-1.0, -1.0]) is None
+
+
+def test_ratio_refuses_what_is_not_paired() -> None:
+    with pytest.raises(ConfigError, match="2 values are divided by 1"):
+        ratio_of_means([1.0, 2.0], [1.0])
+    with pytest.raises(ConfigError, match=r"below\[1\] is nan"):
+        ratio_of_means([1.0, 2.0], [1.0, math.nan])

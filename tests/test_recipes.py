@@ -21,9 +21,9 @@ from hf_connectome.inheritance import (
     _stored,
     check_arms,
     check_vocabulary,
-    default_output,
-    find_connectome,
 )
+from hf_connectome.runs import last_checkpoint
+from hf_connectome.sources import default_output, find_connectome
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 WORDS = ("the", "a", "small", "large", "red", "stone", "river", "bird", "runs", "sings", "falls")
@@ -64,6 +64,18 @@ def inherit_options(texts, run, *more):
         "--eval_steps", "3", "--learning_rate", "1e-2", "--per_device_train_batch_size", "4",
         "--use_cpu", "true", "--disable_tqdm", "true", *more,
     ]  # fmt: skip
+
+
+def changed(options, **settings):
+    """Give other values to some of the options."""
+    options = list(options)
+    for name, value in settings.items():
+        option = f"--{name}"
+        if option in options:
+            options[options.index(option) + 1] = str(value)
+        else:
+            options += [option, str(value)]
+    return options
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +137,61 @@ def test_inherit_compares_the_arms_and_trains_only_what_is_missing(texts, run, c
     again = json.loads((folder / "results.json").read_text())
     assert (folder / "arms" / "dense-seed0.json").stat().st_mtime_ns == kept
     assert [r["losses"] for r in again["runs"]] == [r["losses"] for r in results["runs"]]
+
+
+def test_report_has_what_earlier_commands_trained_too(texts, run, tmp_path, capsys):
+    options = changed(inherit_options(texts, run), output_dir=tmp_path / "parts", seeds=1)
+    recipe("inherit").main(options)
+    recipe("inherit").main(changed(options, first_seed=1, arms="mask-only"))
+    capsys.readouterr()
+    results = json.loads((tmp_path / "parts" / "results.json").read_text())
+    assert {(r["arm"], r["seed"]) for r in results["runs"]} == {
+        ("connectome", 0), ("random", 0), ("dense", 0), ("mask-only", 1),
+    }  # fmt: skip
+    assert all(r["tokens_per_step"] > 0 for r in results["runs"])
+    assert (tmp_path / "parts" / "ladder.png").is_file()
+
+
+def test_results_of_another_start_are_not_taken_for_this_one(texts, run, tmp_path, capsys):
+    twin = tmp_path / "generation-2"
+    shutil.copytree(run / "generation-2", twin)
+    config = json.loads((twin / "adapter_config.json").read_text())
+    (twin / "adapter_config.json").write_text(json.dumps(config | {"magnitude": 0.2}))
+    options = changed(
+        inherit_options(texts, run), output_dir=tmp_path / "out", seeds=1, arms="dense"
+    )
+    recipe("inherit").main(options)
+    with pytest.raises(SystemExit):
+        recipe("inherit").main(changed(options, connectome=twin))
+    assert "magnitude: 0.02 there, 0.2 here" in capsys.readouterr().err
+
+
+def test_weights_of_another_parent_are_not_mixed(texts, run, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    parent = last_checkpoint(run)
+    other = tmp_path / "other"
+    shutil.copytree(parent, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({n: 2 * w for n, w in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    options = changed(
+        inherit_options(texts, run), output_dir=tmp_path / "out", seeds=1, arms="weights"
+    )
+    recipe("inherit").main(changed(options, parent=parent))
+    with pytest.raises(SystemExit):
+        recipe("inherit").main(changed(options, parent=other))
+    assert "weights: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("parent", "said"),
+    [("org/model", "is no checkpoint's folder here"), (None, "carries weights of the parent")],
+)
+def test_parent_that_cannot_be_had_is_refused_before_training(texts, run, capsys, parent, said):
+    options = changed(inherit_options(texts, run), arms="weights")
+    with pytest.raises(SystemExit):
+        recipe("inherit").main(options if parent is None else changed(options, parent=parent))
+    assert said in capsys.readouterr().err
 
 
 def test_arms_of_a_seed_share_the_fresh_host_and_seeds_differ(run):

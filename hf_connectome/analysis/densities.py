@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_connectome.analysis.figures import (
-    _BLUE,
-    _GREY,
-    _SKY,
-    _draw_generations,
-    _figure,
-    _legend_below,
-)
+from hf_connectome.analysis.drawing import BLUE, GREY, SKY, legend_below, written_figure
+from hf_connectome.analysis.figures import draw_generations
 from hf_connectome.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +29,7 @@ if TYPE_CHECKING:
 
 _CONTAINERS = {"layer", "layers", "block", "blocks"}
 """Words that say nothing once the number behind them is gone."""
-_COLOURS = ("#E3EEF6", _SKY, _BLUE, "#00304D")
+_COLOURS = ("#E3EEF6", SKY, BLUE, "#00304D")
 _TOPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 _WIDTH, _LEAST_HEIGHT, _ROW_HEIGHT = 14.0, 6.0, 0.3
 _MOST_ROWS = 60
@@ -98,13 +92,13 @@ def density_figure(connectome: Connectome, path: Path) -> None:
     if not kinds:
         raise ConfigError("the connectome has no parameter, so there is no density to draw.")
     generations = _generations(connectome)
-    with _figure(path) as figure:
+    with written_figure(path) as figure:
         rows = min(len(kinds), _MOST_ROWS)
         figure.set_size_inches(_WIDTH, max(_LEAST_HEIGHT, 1.8 + _ROW_HEIGHT * rows))
         if len(generations) > 1:
             heat, bars = figure.subplots(1, 2, width_ratios=(2.2, 1))
-            _draw_generations(bars, generations)
-            _legend_below(figure)
+            draw_generations(bars, generations)
+            legend_below(figure)
         else:
             heat = figure.subplots()
         _draw_map(figure, heat, kinds)
@@ -251,7 +245,7 @@ def _write_values(
                 continue
             axes.text(place, row + 0.5, text, color=colour, **middle)
         if not abreast and None not in kind.counts:
-            where: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": 9, "color": _GREY}
+            where: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": 9, "color": GREY}
             axes.text(len(layers) * 1.01, row + 0.5, _range(list(kind.densities.values())), **where)
 
 

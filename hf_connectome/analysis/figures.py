@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from hf_connectome.analysis.drawing import (
+    ARM_COLOURS,
+    BLACK,
+    BLUE,
+    FAINT,
+    GREEN,
+    GREY,
+    LEAST_SEEDS_FOR_A_BAND,
+    LOSS_LABEL,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    legend_below,
+    written_figure,
+    xy,
+)
 from hf_connectome.errors import ConfigError, some
 from hf_connectome.evaluation.paired import mean_curve, steps_to_target, t_interval
 
@@ -15,34 +31,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     Curve = Sequence[tuple[float, float]]
 
-# Okabe & Ito 2008, "Color universal design": told apart with any kind of colour vision.
-_BLACK, _ORANGE, _SKY, _GREEN, _BLUE, _VERMILLION, _PURPLE = (
-    *("#000000", "#E69F00", "#56B4E9", "#009E73"),
-    *("#0072B2", "#D55E00", "#CC79A7"),
-)
-_FAINT, _GREY = "#D0D0D0", "#555555"
-_ARM_COLOURS = {"connectome": _BLUE, "random": _VERMILLION, "dense": _BLACK}
-_OTHER_COLOURS = (_GREEN, _PURPLE, _ORANGE, _SKY)
+_OTHER_COLOURS = (GREEN, PURPLE, ORANGE, SKY)
 _LINE_STYLES = ("-", "--", "-.")
-_SIZE = (14.0, 6.0)
-_DPI = 100
-_STYLE: dict[Any, Any] = {
-    "font.size": 12,
-    "axes.labelsize": 12,
-    "axes.titlesize": 13,
-    "legend.fontsize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
-    "legend.frameon": False,
-}
 _WHOLE_TICKS: dict[str, Any] = {"integer": True, "min_n_ticks": 1, "steps": [1, 2, 5, 10]}
-_LOSS_LABEL = "loss (nats per token)"
-_LEAST_SEEDS_FOR_A_BAND = 3
 
 
 def evolution_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -62,11 +56,11 @@ def evolution_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         if "step" not in row or "generation" not in row:
             raise ConfigError(f"row {index} lacks 'step' or 'generation'; it has {sorted(row)}.")
     rows = sorted(rows, key=lambda row: (row["generation"], row["step"]))
-    with _figure(path) as figure:
+    with written_figure(path) as figure:
         losses, generations = figure.subplots(1, 2, width_ratios=(1.9, 1))
         _draw_losses(losses, rows)
-        _draw_generations(generations, rows)
-        _legend_below(figure)
+        draw_generations(generations, rows)
+        legend_below(figure)
 
 
 def inheritance_curves(
@@ -92,48 +86,13 @@ def inheritance_curves(
     empty = [name for name, curves in arms.items() if not curves or not all(curves)]
     if empty:
         raise ConfigError(f"no curve, or an empty one, for {some(empty)}; expected one per seed.")
-    with _figure(path) as figure:
+    with written_figure(path) as figure:
         curves, finals = figure.subplots(1, 2, width_ratios=(1.9, 1))
         _draw_arms(curves, arms)
         _draw_finals(finals, arms)
         if title is not None:
             figure.suptitle(title)
-        _legend_below(figure)
-
-
-@contextmanager
-def _figure(path: Path) -> Iterator[Figure]:
-    """Yield a figure, and write it unless drawing failed; nothing is shared with pyplot."""
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise ConfigError(
-            "figures need matplotlib, which is not installed. "
-            "Run: pip install hf_connectome[report]"
-        ) from error
-    with rc_context(_STYLE):
-        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.04)
-        figure = Figure(figsize=_SIZE, dpi=_DPI, layout=layout)
-        FigureCanvasAgg(figure)
-        yield figure
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png", dpi=_DPI)
-
-
-def _legend_below(figure: Figure) -> None:
-    """Put one legend for all panels below them, each entry once."""
-    entries: dict[str, Any] = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    if not entries:
-        return
-    figure.legend(
-        entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 6)
-    )
+        legend_below(figure)
 
 
 # Evolution
@@ -173,25 +132,25 @@ def _draw_losses(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     end = first
     for _, part in _by_generation(rows):
         if part[0]["step"] != first:  # a generation begins where the one before was measured last
-            axes.axvline(end, color=_FAINT, linewidth=1, zorder=0)
+            axes.axvline(end, color=FAINT, linewidth=1, zorder=0)
         end = part[-1]["step"]
         points = _points(part, "loss")
         if not points:
             continue
-        axes.plot(*_xy(points), color=_SKY, linewidth=0.7, alpha=0.7)
+        axes.plot(*xy(points), color=SKY, linewidth=0.7, alpha=0.7)
         marker = "o" if len(points) == 1 else None
-        smooth = _xy(_smoothed(points))
-        axes.plot(*smooth, color=_BLUE, linewidth=1.5, marker=marker, label=label)
+        smooth = xy(_smoothed(points))
+        axes.plot(*smooth, color=BLUE, linewidth=1.5, marker=marker, label=label)
         label = None
     held_out = _points(rows, "eval_loss")
     if held_out:
         dots: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 5}
-        axes.plot(*_xy(held_out), color=_VERMILLION, label="held-out loss", **dots)
+        axes.plot(*xy(held_out), color=VERMILION, label="held-out loss", **dots)
     pad = 0.01 * (last - first) or 1.0
     axes.set_xlim(first - pad, last + pad)
     axes.xaxis.set_major_locator(MaxNLocator(**_WHOLE_TICKS))
     axes.set_xlabel("step" + _cut_peaks(axes, held_out + _points(rows, "loss")))
-    axes.set_ylabel(_LOSS_LABEL)
+    axes.set_ylabel(LOSS_LABEL)
     _label_generations(axes, rows)
 
 
@@ -222,21 +181,27 @@ def _label_generations(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         densities = _points(part, "density")
         text = f"gen {generation}" + (f"\n{_percent(densities[-1][1])}" if densities else "")
         where: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "ha": "center"}
-        axes.annotate(text, (middle, 1.01), va="bottom", fontsize=10, color=_GREY, **where)
+        axes.annotate(text, (middle, 1.01), va="bottom", fontsize=10, color=GREY, **where)
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
 
 
-def _draw_generations(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+def draw_generations(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the density of every generation as a bar, and its last held-out loss where known.
+
+    Args:
+        axes: The panel to draw in.
+        rows: As for ``evolution_curves``, in order of generation.
+    """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     parts = _by_generation(rows)
     densities = _ends(parts, "density")
     held_out = _ends(parts, "eval_loss")
     if densities:
-        axes.bar(*_xy(densities), width=0.7, color=_FAINT, label="density")
+        axes.bar(*xy(densities), width=0.7, color=FAINT, label="density")
     else:
         axes.text(0.5, 0.5, "density not recorded", transform=axes.transAxes, ha="center")
     axes.set_ylim(0, 1.08)
@@ -250,8 +215,8 @@ def _draw_generations(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         twin = axes.twinx()
         twin.spines["right"].set_visible(True)
         label = "last held-out loss of a generation"
-        twin.plot(*_xy(held_out), marker="o", color=_VERMILLION, label=label)
-        twin.set_ylabel(f"held-out {_LOSS_LABEL}", color=_VERMILLION)
+        twin.plot(*xy(held_out), marker="o", color=VERMILION, label=label)
+        twin.set_ylabel(f"held-out {LOSS_LABEL}", color=VERMILION)
         twin.margins(y=0.15)
 
 
@@ -263,16 +228,12 @@ def _ends(
     return [(generation, points[-1][1]) for generation, points in found if points]
 
 
-def _xy(points: Curve) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
-
-
 # Inheritance
 
 
 def _looks(arms: Mapping[str, object]) -> dict[str, dict[str, Any]]:
     """Give each arm its colour: a fixed one, or by name the next of the rest."""
-    looks = {name: {"color": colour} for name, colour in _ARM_COLOURS.items() if name in arms}
+    looks = {name: {"color": colour} for name, colour in ARM_COLOURS.items() if name in arms}
     for index, name in enumerate(sorted(arms.keys() - looks.keys())):
         repeat, place = divmod(index, len(_OTHER_COLOURS))
         looks[name] = {
@@ -285,20 +246,20 @@ def _looks(arms: Mapping[str, object]) -> dict[str, dict[str, Any]]:
 def _draw_arms(axes: Axes, arms: Mapping[str, Sequence[Curve]]) -> None:
     looks = _looks(arms)
     for name, curves in arms.items():
-        axes.plot(*_xy(mean_curve(curves)), linewidth=2.4, label=name, **looks[name])
+        axes.plot(*xy(mean_curve(curves)), linewidth=2.4, label=name, **looks[name])
     band: dict[str, Any] = {"alpha": 0.2, "linewidth": 0}
     for name, curves in arms.items():
         for curve in curves if len(curves) > 1 else ():
-            axes.plot(*_xy(curve), linewidth=0.7, alpha=0.6, **looks[name])
-        if len(curves) >= _LEAST_SEEDS_FOR_A_BAND:
+            axes.plot(*xy(curve), linewidth=0.7, alpha=0.6, **looks[name])
+        if len(curves) >= LEAST_SEEDS_FOR_A_BAND:
             steps, low, high = _band(curves)
             axes.fill_between(steps, low, high, color=looks[name]["color"], **band)
-    if any(len(curves) >= _LEAST_SEEDS_FOR_A_BAND for curves in arms.values()):
-        axes.fill_between([], [], [], color=_GREY, label="95 % interval of the mean", **band)
+    if any(len(curves) >= LEAST_SEEDS_FOR_A_BAND for curves in arms.values()):
+        axes.fill_between([], [], [], color=GREY, label="95 % interval of the mean", **band)
     if "dense" in arms:
         _mark_crossings(axes, arms)
     axes.set_xlabel("step")
-    axes.set_ylabel(f"held-out {_LOSS_LABEL}")
+    axes.set_ylabel(f"held-out {LOSS_LABEL}")
 
 
 def _band(curves: Sequence[Curve]) -> tuple[list[float], list[float], list[float]]:
@@ -317,8 +278,8 @@ def _mark_crossings(axes: Axes, arms: Mapping[str, Sequence[Curve]]) -> None:
     looks = _looks(arms)
     means = {name: mean_curve(curves) for name, curves in arms.items()}
     last_step, target = means.pop("dense")[-1]
-    axes.axhline(target, color=_BLACK, linewidth=1, linestyle=":", label="final mean of dense")
-    crossings = {name: steps_to_target(*_xy(mean), target) for name, mean in means.items()}
+    axes.axhline(target, color=BLACK, linewidth=1, linestyle=":", label="final mean of dense")
+    crossings = {name: steps_to_target(*xy(mean), target) for name, mean in means.items()}
     reached = [(step, name) for name, step in crossings.items() if step is not None]
     bottom, top = axes.get_ylim()
     left, right = axes.get_xlim()
@@ -350,7 +311,7 @@ def _draw_finals(axes: Axes, arms: Mapping[str, Sequence[Curve]]) -> None:
     finals = [[curve[-1][1] for curve in curves] for curves in arms.values()]
     for seed in range(max(map(len, finals))):
         pairs = [(place, losses[seed]) for place, losses in enumerate(finals) if seed < len(losses)]
-        axes.plot(*_xy(pairs), color="#999999", linewidth=0.8, zorder=1)
+        axes.plot(*xy(pairs), color="#999999", linewidth=0.8, zorder=1)
     for place, (name, losses) in enumerate(zip(arms, finals, strict=True)):
         colour = looks[name]["color"]
         axes.scatter([place] * len(losses), losses, s=36, color=colour, zorder=2)
@@ -361,4 +322,4 @@ def _draw_finals(axes: Axes, arms: Mapping[str, Sequence[Curve]]) -> None:
     )
     axes.set_xticks(range(len(arms)), list(arms), **slanted)
     axes.set_xlim(-0.5, len(arms) - 0.5)
-    axes.set_ylabel(f"final held-out {_LOSS_LABEL}")
+    axes.set_ylabel(f"final held-out {LOSS_LABEL}")

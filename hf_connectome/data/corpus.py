@@ -169,13 +169,15 @@ def _load_stream(arguments: DataArguments, tokenizer: PreTrainedTokenizerFast | 
         )
     if arguments.eval_dataset is None:
         fraction, left_out = arguments.eval_fraction, frozenset[float]()
-        texts = (text for text in _texts(arguments) if text and document_key(text)[0] < fraction)
+        texts = (
+            text for text in read_texts(arguments) if text and document_key(text)[0] < fraction
+        )
         bound, name = arguments.max_eval_tokens, f"the held-out part of {arguments.dataset!r}"
         evaluation = map_blocks(
             pack(texts, tokenizer, arguments.block_size, max_tokens=bound, name=name)
         )
     else:
-        held_out = index_documents(arguments.eval_dataset, _texts(arguments, evaluation=True))
+        held_out = index_documents(arguments.eval_dataset, read_texts(arguments, evaluation=True))
         fraction, left_out = 0.0, frozenset(held_out.rows["place"].tolist())
         evaluation = _stored(held_out, tokenizer, arguments, arguments.max_eval_tokens)
     stream = {"arguments": arguments, "tokenizer": tokenizer}
@@ -194,7 +196,7 @@ def _stream(
     start, end = parse_part(arguments.part)
 
     def training() -> Iterator[str]:
-        for text in _texts(arguments):
+        for text in read_texts(arguments):
             draw, place = document_key(text) if text else (0.0, -1.0)
             if draw >= fraction and start <= place < end and place not in left_out:
                 yield text
@@ -242,12 +244,12 @@ def _load_shards(
 def _split(arguments: DataArguments) -> tuple[Documents, Documents]:
     """Return the training documents of the part, and the held-out documents."""
     name = arguments.dataset
-    documents = index_documents(name, _texts(arguments))
+    documents = index_documents(name, read_texts(arguments))
     if arguments.eval_dataset is None:
         held = hold_out(documents.rows["draw"], arguments.eval_fraction, name)
         held_out = documents.where(held, f"held-out part of {name!r}")
     else:
-        held_out = index_documents(arguments.eval_dataset, _texts(arguments, evaluation=True))
+        held_out = index_documents(arguments.eval_dataset, read_texts(arguments, evaluation=True))
         held = np.isin(documents.rows["place"], held_out.rows["place"])
     if held.all():
         raise DataError(
@@ -266,7 +268,7 @@ def _split(arguments: DataArguments) -> tuple[Documents, Documents]:
     return training, held_out
 
 
-def _texts(arguments: DataArguments, *, evaluation: bool = False) -> Iterable[str]:
+def read_texts(arguments: DataArguments, *, evaluation: bool = False) -> Iterable[str]:
     """Return the documents of the dataset, or of eval_dataset, in the corpus' own order."""
     name, split = arguments.dataset, arguments.dataset_split
     if evaluation:

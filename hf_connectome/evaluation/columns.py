@@ -140,9 +140,14 @@ def time_cell(value: Any, column: str, row: int, *, allow_missing: bool) -> floa
     return found
 
 
-def positive_column(values: Sequence[Any], column: str) -> Array:
-    """Refuse a column with a number of 0 or below."""
-    numbers = np.array([number_cell(value, column, row) for row, value in numbered(values)])
+def positive_column(values: Sequence[Any], column: str, known: npt.NDArray[np.bool_]) -> Array:
+    """Refuse a column with a number of 0 or below; rows that are not ``known`` become NaN."""
+    numbers = np.array(
+        [
+            number_cell(value, column, row) if known[row - 1] else float("nan")
+            for row, value in numbered(values)
+        ]
+    )
     if (numbers <= 0).any():
         row = int(np.argmax(numbers <= 0))
         raise DataError(

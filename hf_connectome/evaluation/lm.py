@@ -112,7 +112,7 @@ def _run(
 
     with tempfile.TemporaryDirectory(prefix="connectome-tokenizer-") as tokenizer:
         lm.tokenizer.save_pretrained(tokenizer)
-        manager = _manager(names, folders, data_dir, {"tokenizer": tokenizer})
+        manager = task_manager_of(names, folders, data_dir, {"tokenizer": tokenizer})
         wanted = manager.match_tasks(names) if data_dir is not None else list(names)
         results = simple_evaluate(
             lm,
@@ -128,7 +128,7 @@ def _run(
     return {name: _task(name, results) for name in results["results"]}
 
 
-def _manager(
+def task_manager_of(
     names: Sequence[str],
     folders: Sequence[Path],
     data_dir: str | Path | None,

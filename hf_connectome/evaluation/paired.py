@@ -36,6 +36,23 @@ class PairedDifference:
     p_value: float
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A number over seeds, with the interval that its method gives.
+
+    Attributes:
+        value: The estimate itself.
+        low: Lower end of the 95 % interval, None where there is none.
+        high: Upper end of the 95 % interval, None where there is none.
+        num_seeds: Number of seeds.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    num_seeds: int
+
+
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> PairedDifference:
     """Compare two arms seed by seed.
 
@@ -92,6 +109,74 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     variance = math.fsum((value - mean) ** 2 for value in values) / (num - 1)
     half = t_quantile(0.975, num - 1) * math.sqrt(variance / num)
     return mean - half, mean + half
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate:
+    """Give the mean with its ``t_interval``.
+
+    Args:
+        values: Finite and independent, one per seed.
+
+    Raises:
+        ConfigError: No value, or one that is not finite.
+    """
+    low, high = t_interval(values) or (None, None)
+    return Estimate(math.fsum(values) / len(values), low, high, len(values))
+
+
+def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> Estimate | None:
+    """Give the mean of ``above`` in units of the mean of ``below``, with its 95 % interval.
+
+    The interval holds each ratio r for which the t interval of ``above - r * below`` holds 0; so it
+    agrees with ``t_interval`` on whether 0 and 1 lie inside. It has no ends where the t interval of
+    ``below`` itself holds 0: then any ratio is possible.
+
+    Args:
+        above: One finite number per seed.
+        below: The same seeds in the same order.
+
+    Returns:
+        The ratio, None unless the mean of ``below`` is positive.
+
+    Raises:
+        ConfigError: Unequal lengths, no pair, or a number that is not finite.
+
+    Source: Fieller 1954, "Some problems in interval estimation", J. R. Stat. Soc. B 16, with n - 1
+    degrees of freedom.
+
+    Example:
+        >>> share = ratio_of_means([0.1, 0.1, 0.1], [0.4, 0.5, 0.6])
+        >>> round(share.value, 3), round(share.low, 3), round(share.high, 3)
+        (0.2, 0.134, 0.397)
+    """
+    if len(above) != len(below):
+        raise ConfigError(
+            f"{len(above)} values are divided by {len(below)}; expected one of each per seed."
+        )
+    _check_finite("above", above)
+    _check_finite("below", below)
+    num = len(above)
+    mean_above, mean_below = math.fsum(above) / num, math.fsum(below) / num
+    if mean_below <= 0:
+        return None
+    value = mean_above / mean_below
+    if num == 1:
+        return Estimate(value, None, None, num)
+    factor = t_quantile(0.975, num - 1) ** 2 / (num * (num - 1))
+
+    def spread(left: Sequence[float], right: Sequence[float]) -> float:
+        middles = math.fsum(left) / num, math.fsum(right) / num
+        pairs = zip(left, right, strict=True)
+        return factor * math.fsum((a - middles[0]) * (b - middles[1]) for a, b in pairs)
+
+    # The ends are the roots of (mean_above - r mean_below)^2 = t^2 * squared error of the same.
+    square = mean_below**2 - spread(below, below)
+    middle = mean_above * mean_below - spread(above, below)
+    rest = mean_above**2 - spread(above, above)
+    if square <= 0:
+        return Estimate(value, None, None, num)
+    half = math.sqrt(max(0.0, middle**2 - square * rest))
+    return Estimate(value, (middle - half) / square, (middle + half) / square, num)
 
 
 def t_quantile(probability: float, degrees: int) -> float:
@@ -173,6 +258,18 @@ def sign_flip_p_value(differences: Sequence[float]) -> float:
         flipped = sum(-d if bits >> i & 1 else d for i, d in enumerate(differences))
         hits += abs(flipped) >= least
     return (hits + 1) / (_NUM_RANDOM_FLIPS + 1)
+
+
+def least_p_value(num_pairs: int) -> float:
+    """Return the smallest ``sign_flip_p_value`` that so many pairs can give.
+
+    Example:
+        >>> least_p_value(4), least_p_value(6)
+        (0.125, 0.03125)
+    """
+    if num_pairs > MOST_EXACT_PAIRS:
+        return 1 / (_NUM_RANDOM_FLIPS + 1)
+    return math.ldexp(2.0, -num_pairs)
 
 
 def steps_to_target(steps: Sequence[float], losses: Sequence[float], target: float) -> float | None:

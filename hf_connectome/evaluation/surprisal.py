@@ -292,7 +292,9 @@ def _check_causal(model: PreTrainedModel) -> None:
             f"{type(model).__name__} is an encoder-decoder; expected a causal language model. Load "
             "one with AutoModelForCausalLM."
         )
-    pair = torch.tensor([[0, 1, 2, 1], [0, 1, 2, 2]], device=model.device)
+    length = min(4, context_length(model) or 4)
+    pair = torch.zeros(2, length, dtype=torch.long, device=model.device)
+    pair[1, -1] = 1
     output = model(input_ids=pair, attention_mask=torch.ones_like(pair), use_cache=False)
     before = output.logits[:, :-1].float()
     moved = float((before[0] - before[1]).abs().max())

@@ -186,9 +186,9 @@ def reading_table(
         table, reliability = averaged(table, [str(s) for s in columns[subject]])
         origin = f"split halves of readers, mean of {NUM_SPLITS} splits, Spearman-Brown"
     elif num_readers and deviation:
-        readers = positive_column(columns[num_readers], num_readers)
-        deviations = positive_column(columns[deviation], deviation)
-        reliability = reliability_of_means(table.times, deviations, readers)
+        known = np.isfinite(table.times)
+        over = [positive_column(columns[name], name, known) for name in (deviation, num_readers)]
+        reliability = reliability_of_means(table.times, *over)
         origin = "standard deviation and number of readers"
     return _ordered(table, lag, texts, reliability, origin)
 
@@ -285,6 +285,7 @@ def _ordered(
     origin: str,
 ) -> ReadingTable:
     """Sort by item, in order of appearance, and position; join the words with their texts."""
+    texts = None if texts is None else {str(item): text for item, text in texts.items()}
     first: dict[tuple[str, int], int] = {}
     for index, key in enumerate(table.keys()):
         other = first.setdefault(key, index)

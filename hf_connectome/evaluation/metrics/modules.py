@@ -109,6 +109,12 @@ def reading_time_correlation() -> Any:
                 controls=_numbers(),
             )
 
+        def add(
+            self, *, prediction: Any = None, reference: Any = None, controls: Any = None
+        ) -> None:
+            """Add one word; its controls may be left out."""
+            super().add(prediction=prediction, reference=reference, controls=controls or [])
+
         def add_batch(
             self, *, predictions: Any = None, references: Any = None, controls: Any = None
         ) -> None:
