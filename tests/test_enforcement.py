@@ -562,12 +562,18 @@ def replace_all(model: nn.Module) -> nn.Module:
     return model
 
 
+def make_anew(model: nn.Module) -> None:
+    """Give it new storage, as loaders do that build on the meta device."""
+    fresh = tiny_model("llama", 1)
+    model.to("meta").to_empty(device="cpu").load_state_dict(fresh.state_dict())
+    for name, buffer in fresh.named_buffers():  # rotary frequencies are in no state dict
+        model.get_buffer(name).copy_(buffer)
+
+
 EXCHANGES: dict[str, Callable[[nn.Module], Any]] = {
     "setattr": replace_all,
     "assign": lambda model: model.load_state_dict(tiny_model("llama", 1).state_dict(), assign=True),
-    "to_empty": lambda model: (
-        model.to("meta").to_empty(device="cpu").load_state_dict(tiny_model("llama", 1).state_dict())
-    ),
+    "to_empty": make_anew,
 }
 
 
