@@ -138,7 +138,9 @@ def check_arms(
             needs what the connectome lacks.
     """
     for arm in arguments.arms:
-        host, _ = _start(arm, arguments.first_seed, connectome, arguments, parent)
+        # What learns from text first is wired as the connectome itself; the text is read later.
+        tried = "connectome" if get_arm(arm)[0].needs_text else arm
+        host, _ = _start(tried, arguments.first_seed, connectome, arguments, parent)
         check_context(host.config, block_size)  # type: ignore[arg-type]
 
 
@@ -148,11 +150,12 @@ def _start(
     connectome: Connectome,
     arguments: InheritanceArguments,
     parent: Mapping[str, Tensor] | None,
+    blocks: Any = None,
 ) -> tuple[nn.Module, Inherited]:
     """Build the fresh host of a seed and let it inherit."""
     assert connectome.config is not None
     arm, reset = get_arm(spec)
-    estate = Estate(connectome, seed, reset or reset_of(connectome, arguments), parent)
+    estate = Estate(connectome, seed, reset or reset_of(connectome, arguments), parent, blocks)
     arm.check(estate, spec)
     host = build_host(connectome.config, seed=seed)
     return host, arm.put(host, estate)
@@ -196,7 +199,7 @@ def train_arm(
         training: optimizer settings, the same for all arms.
         parent: weights of the parent, for the arms that carry some.
     """
-    host, inherited = _start(arm, seed, connectome, arguments, parent)
+    host, inherited = _start(arm, seed, connectome, arguments, parent, corpus.train)
     wiring = inherited.mask
     num_dead = 0 if wiring is None else wiring.num_weights - wiring.num_survivors
     density = 1.0 - num_dead / connectome.num_weights

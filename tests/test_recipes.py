@@ -142,11 +142,11 @@ def test_inherit_compares_the_arms_and_trains_only_what_is_missing(texts, run, c
 def test_report_has_what_earlier_commands_trained_too(texts, run, tmp_path, capsys):
     options = changed(inherit_options(texts, run), output_dir=tmp_path / "parts", seeds=1)
     recipe("inherit").main(options)
-    recipe("inherit").main(changed(options, first_seed=1, arms="mask-only"))
+    recipe("inherit").main(changed(options, first_seed=1, arms="mask-only,learned-scale"))
     capsys.readouterr()
     results = json.loads((tmp_path / "parts" / "results.json").read_text())
     assert {(r["arm"], r["seed"]) for r in results["runs"]} == {
-        ("connectome", 0), ("random", 0), ("dense", 0), ("mask-only", 1),
+        ("connectome", 0), ("random", 0), ("dense", 0), ("mask-only", 1), ("learned-scale", 1),
     }  # fmt: skip
     assert all(r["tokens_per_step"] > 0 for r in results["runs"])
     assert (tmp_path / "parts" / "ladder.png").is_file()

@@ -6,7 +6,7 @@ Arms are compared by train_arms (inheritance.py); what they keep of a connectome
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,6 +30,8 @@ class Estate:
     """First values of survivors, where the arm itself does not say."""
     parent: Mapping[str, Tensor] | None = None
     """Trained weights of the model that the connectome was found in, by name; if at hand."""
+    blocks: Sequence[Mapping[str, Tensor]] | None = None
+    """The child's own training text, in blocks of tokens; if at hand."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Arm(ABC):
     """What of the parent reaches the child, in a line."""
     needs_parent: ClassVar[bool] = False
     """Whether the trained weights of the parent are needed."""
+    needs_text: ClassVar[bool] = False
+    """Whether the child's own text is needed before it trains."""
     takes_reset: ClassVar[bool] = False
     """Whether a reset decides the first values."""
 
