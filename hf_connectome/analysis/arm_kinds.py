@@ -27,6 +27,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     RESET: {"color": PURPLE, "marker": "D"},
     OTHER: {"color": ORANGE, "marker": "P"},
 }
+_OTHER_STARTS = (REFERENCE, "learned-scale")
 _RIVALS = ("selection", "embedding-signs")
 """How their names begin."""
 
@@ -40,7 +41,7 @@ def kind_of(arm: str) -> str:
     """
     if arm in RUNGS:
         return RUNG
-    if arm.partition(":")[0] == REFERENCE:
+    if arm.partition(":")[0] in _OTHER_STARTS:
         return RESET
     if arm in controls:
         return CONTROL
