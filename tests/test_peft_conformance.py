@@ -609,7 +609,9 @@ def _(case):
     def gradients(*, checkpointing):
         model = case.model().train()
         if checkpointing:
-            model.get_base_model().activation_checkpointing_enable()
+            base = model.get_base_model()
+            old_name = getattr(base, "gradient_checkpointing_enable", None)
+            getattr(base, "activation_checkpointing_enable", old_name)()
         for parameter in model.parameters():
             parameter.requires_grad_()
         torch.manual_seed(0)
