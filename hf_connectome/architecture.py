@@ -61,7 +61,7 @@ def build_host(
         if seed is not None:
             torch.manual_seed(seed)
         try:
-            base_config.dtype = dtype  # transformers before 5.11 keeps the recorded one
+            base_config.dtype = dtype  # older releases of transformers keep the recorded one
             model: Any = model_class._from_config(base_config, dtype=dtype)
             if bare:  # initialising would have tied the weights
                 model.tie_weights()
