@@ -330,12 +330,11 @@ def test_fault_ends_when_it_is_healed(hub, alice):
 
 
 def test_stopped_server_refuses_connections(client, hub, alice):
-    import httpx2
-
     alice.whoami()
     hub.stop()
-    with pytest.raises(httpx2.TransportError):
+    with pytest.raises(Exception, match="refused|failed") as lost:  # of httpx, or httpx2 since 2.0
         alice.whoami()
+    assert "TransportError" in {kind.__name__ for kind in type(lost.value).__mro__}
 
 
 # ---- by hand -------------------------------------------------------------------------------------

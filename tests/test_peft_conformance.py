@@ -556,9 +556,13 @@ def _(case):
 @entry("device_map with offloaded weights", refused=MODES)
 def _(case):
     case.saved_base()
-    host = getattr(transformers, KINDS[case.kind]).from_pretrained(
-        case.tmp_path / "base", device_map={"": "disk"}, offload_folder=case.tmp_path / "off"
-    )
+    kind = getattr(transformers, KINDS[case.kind])
+    try:
+        host = kind.from_pretrained(
+            case.tmp_path / "base", device_map={"": "disk"}, offload_folder=case.tmp_path / "off"
+        )
+    except ValueError as error:  # older releases do not offload a whole model themselves
+        pytest.skip(str(error))
     assert next(host.parameters()).is_meta
     with pytest.raises(UnsupportedError, match=r"on the meta device .*device_map='cpu'"):
         case.model(host)
