@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,9 +30,9 @@ class _Selection(Arm):
 
     needs_parent = True
 
+    @abstractmethod
     def budget(self, connectome: Connectome) -> float:
         """Return the bits to spend."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def put(self, host: nn.Module, estate: Estate) -> Inherited:

@@ -6,6 +6,7 @@ curve. All but the whole parent train under the same mask.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,9 +32,9 @@ class _ParentValues(Arm):
     bits_per_survivor = WEIGHT_BITS
     """On top of the mask; a sign is one of them."""
 
+    @abstractmethod
     def values(self, name: str, weight: Tensor, mask: Tensor) -> Tensor:
         """Return the values that survivors start from, of the parameter's shape."""
-        raise NotImplementedError
 
     def extra_bits(self, connectome: Connectome) -> float:
         """Return the bits beside those of the single survivors, such as levels or scales."""
