@@ -107,11 +107,12 @@ def publish(
     card(newest, results=measured, license=license)  # refuses before anything is created
     repo_id = hub.create_repository(repo_id, private=private, token=token)
     refuse_other_kind(repo_id, token=token, branch=branch)
-    return _publish_all(found, repo_id, tag=tag, results=measured, **options)
+    return _publish_all(found, newest, repo_id, tag=tag, results=measured, **options)
 
 
 def _publish_all(
     found: Sequence[Path],
+    newest: Connectome,
     repo_id: str,
     *,
     tag: bool,
@@ -121,7 +122,7 @@ def _publish_all(
     """Push what is not there yet, oldest first; the last again if there is more to say of it."""
     *earlier, last = found
     if tag and options["branch"] is None:
-        _refuse_going_back(last, repo_id, token=options["token"])
+        _refuse_going_back(last, newest, repo_id, token=options["token"])
     pushed = [
         publish_one(folder, repo_id, tag=tag, **options)
         for folder in earlier
@@ -142,17 +143,19 @@ def _refuse_options(kind: str, **options: object) -> None:
         )
 
 
-def _refuse_going_back(folder: Path, repo_id: str, *, token: str | bool | None) -> None:
+def _refuse_going_back(
+    folder: Path, connectome: Connectome, repo_id: str, *, token: str | bool | None
+) -> None:
     """Refuse to make an older generation the head of the repository."""
-    config = read(folder).config
-    assert config is not None
+    assert connectome.config is not None
+    generation = connectome.config.generation
     numbers = [name.removeprefix("generation-") for name in hub.tags(repo_id, token=token)]
     newest = max((int(n) for n in numbers if n.isdecimal()), default=-1)
-    if config.generation < newest:
+    if generation < newest:
         raise HubError(
-            f"{repo_id!r} is at generation {newest}, and {folder} is generation "
-            f"{config.generation}: pushing it would make the older one what everybody pulls. Push "
-            "the whole run, or to a branch of its own (branch=…)."
+            f"{repo_id!r} is at generation {newest}, and {folder} is generation {generation}: "
+            "pushing it would make the older one what everybody pulls. Push the whole run, or to a "
+            "branch of its own (branch=…)."
         )
 
 

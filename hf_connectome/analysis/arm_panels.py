@@ -13,10 +13,10 @@ from hf_connectome.analysis.drawing import (
     GREY,
     LEAST_SEEDS_FOR_A_BAND,
     LOSS_LABEL,
+    check_curves,
     written_figure,
     xy,
 )
-from hf_connectome.errors import ConfigError, some
 from hf_connectome.evaluation.arms import BASELINE, REFERENCE
 from hf_connectome.evaluation.paired import mean_curve, t_interval
 
@@ -51,11 +51,7 @@ def arm_panels(
         ConfigError: No arm, an arm without a curve, curves of an arm over different steps, a loss
             that is not finite, or matplotlib is missing.
     """
-    if not arms:
-        raise ConfigError("there are no arms to draw; expected one or more.")
-    empty = [name for name, curves in arms.items() if not curves or not all(curves)]
-    if empty:
-        raise ConfigError(f"no curve, or an empty one, for {some(empty)}; expected one per seed.")
+    check_curves(arms)
     references = {name: mean_curve(arms[name]) for name in _REFERENCES if name in arms}
     names = ladder_order(arms.keys() - references.keys() or arms)
     abreast = min(_MOST_ABREAST, len(names))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hf_connectome.errors import ConfigError
+from hf_connectome.errors import ConfigError, some
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +67,19 @@ def written_figure(path: Path, size: tuple[float, float] = WIDE) -> Iterator[Fig
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="png", dpi=_DPI)
+
+
+def check_curves(arms: Mapping[str, Sequence[Curve]]) -> None:
+    """Refuse arms that cannot be drawn.
+
+    Raises:
+        ConfigError: there is no arm, or one has no curve or an empty one.
+    """
+    if not arms:
+        raise ConfigError("there are no arms to draw; expected one or more.")
+    empty = [name for name, curves in arms.items() if not curves or not all(curves)]
+    if empty:
+        raise ConfigError(f"no curve, or an empty one, for {some(empty)}; expected one per seed.")
 
 
 def legend_below(figure: Figure) -> None:

@@ -20,11 +20,12 @@ from hf_connectome.analysis.drawing import (
     PURPLE,
     SKY,
     VERMILION,
+    check_curves,
     legend_below,
     written_figure,
     xy,
 )
-from hf_connectome.errors import ConfigError, some
+from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.paired import mean_curve, steps_to_target, t_interval
 
 if TYPE_CHECKING:
@@ -81,11 +82,7 @@ def inheritance_curves(
         ConfigError: No arm, an arm without a curve, curves of an arm over different steps, a loss
             that is not finite, or matplotlib is missing.
     """
-    if not arms:
-        raise ConfigError("there are no arms to draw; expected one or more.")
-    empty = [name for name, curves in arms.items() if not curves or not all(curves)]
-    if empty:
-        raise ConfigError(f"no curve, or an empty one, for {some(empty)}; expected one per seed.")
+    check_curves(arms)
     with written_figure(path) as figure:
         curves, finals = figure.subplots(1, 2, width_ratios=(1.9, 1))
         _draw_arms(curves, arms)
