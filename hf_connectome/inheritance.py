@@ -7,6 +7,7 @@ measured here is compared in evaluation/paired.py.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import time
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from hf_connectome.architecture import build_host
-from hf_connectome.arms import Estate, Inherited, arm_names, get_arm
+from hf_connectome.arms import Estate, Inherited, arm_names, get_arm, source_of
 from hf_connectome.callbacks import MaskCallback, StepProgress
 from hf_connectome.data import collate
 from hf_connectome.errors import ConfigError
@@ -62,7 +63,8 @@ class InheritanceArguments:
         default_factory=lambda: ["connectome", "random", "dense"],
         metadata={
             "help": f"Arms to train, of {', '.join(arm_names())}; with a reset of its own: "
-            "connectome:variance_preserving. docs/CONTROLS.md says what each keeps."
+            "connectome:variance_preserving; from another connectome: connectome@generation-3. "
+            "docs/CONTROLS.md says what each keeps."
         },
     )
     parent: str | None = field(
@@ -130,18 +132,40 @@ def check_arms(
     arguments: InheritanceArguments,
     block_size: int,
     parent: Mapping[str, Tensor] | None = None,
+    others: Mapping[str, Connectome] | None = None,
 ) -> None:
     """Build and wire the host of every arm once, so that nothing fails after hours of another arm.
+
+    Args:
+        connectome: what the arms are made from.
+        arguments: arms and reset.
+        block_size: tokens in a block.
+        parent: weights of the parent, for the arms that carry some.
+        others: connectomes of the arms that name another one, by that name.
 
     Raises:
         ConfigError: no such host can be built, its context is shorter than a block, or the reset
             needs what the connectome lacks.
+        HostMismatchError: another connectome does not fit the host of the main one.
     """
     for arm in arguments.arms:
+        mine = _own(arm, connectome, others)
         # What learns from text first is wired as the connectome itself; the text is read later.
         tried = "connectome" if get_arm(arm)[0].needs_text else arm
-        host, _ = _start(tried, arguments.first_seed, connectome, arguments, parent)
+        host, _ = _start(tried, arguments.first_seed, mine, arguments, parent)
         check_context(host.config, block_size)  # type: ignore[arg-type]
+
+
+def _own(spec: str, connectome: Connectome, others: Mapping[str, Connectome] | None) -> Connectome:
+    """Return what an arm is made from, on the host of the main connectome."""
+    source = source_of(spec)
+    if source is None:
+        return connectome
+    other, main = (others or {})[source], connectome.config
+    assert main is not None
+    assert other.config is not None
+    host = {"architecture": main.architecture, "base_config": main.base_config}
+    return other.replace(config=dataclasses.replace(other.config, **host))
 
 
 def _start(
@@ -187,6 +211,7 @@ def train_arm(
     arguments: InheritanceArguments,
     training: TrainingArguments,
     parent: Mapping[str, Tensor] | None = None,
+    others: Mapping[str, Connectome] | None = None,
 ) -> ArmResult:
     """Build the fresh host of a seed, let it inherit, train, and measure.
 
@@ -198,8 +223,10 @@ def train_arm(
         arguments: steps and reset.
         training: optimizer settings, the same for all arms.
         parent: weights of the parent, for the arms that carry some.
+        others: connectomes of the arms that name another one, by that name.
     """
-    host, inherited = _start(arm, seed, connectome, arguments, parent, corpus.train)
+    mine = _own(arm, connectome, others)
+    host, inherited = _start(arm, seed, mine, arguments, parent, corpus.train)
     wiring = inherited.mask
     num_dead = 0 if wiring is None else wiring.num_weights - wiring.num_survivors
     density = 1.0 - num_dead / connectome.num_weights
@@ -242,6 +269,7 @@ def train_arms(
     training: TrainingArguments,
     output: Path,
     parent: Mapping[str, Tensor] | None = None,
+    others: Mapping[str, Connectome] | None = None,
 ) -> list[ArmResult]:
     """Train every arm with every seed; each result is written when it is there and never redone.
 
@@ -250,9 +278,9 @@ def train_arms(
     results = []
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for arm in arguments.arms:
-            file = output / RESULTS_FOLDER / f"{arm.replace(':', '=')}-seed{seed}.json"
-            done = _stored(file, arm, seed)
-            if done is None:
+            file = output / RESULTS_FOLDER / _file_name(arm, seed)
+            done = _stored(file)
+            if done is None or (done.arm, done.seed) != (arm, seed):
                 done = train_arm(
                     arm,
                     seed,
@@ -261,6 +289,7 @@ def train_arms(
                     arguments=arguments,
                     training=training,
                     parent=parent,
+                    others=others,
                 )
                 if training.should_save:
                     with refused_writes_named(file):
@@ -279,9 +308,8 @@ def stored_results(output: Path, first: Sequence[str] = ()) -> list[ArmResult]:
     """
     results = []
     for file in (output / RESULTS_FOLDER).glob("*-seed*.json"):
-        arm, _, seed = file.stem.rpartition("-seed")
-        found = _stored(file, arm.replace("=", ":"), int(seed)) if seed.isdecimal() else None
-        if found is not None:
+        found = _stored(file)
+        if found is not None and file.name == _file_name(found.arm, found.seed):
             results.append(found)
     place = {arm: number for number, arm in enumerate(first)}
     return sorted(results, key=lambda r: (place.get(r.arm, len(place)), r.arm, r.seed))
@@ -301,14 +329,19 @@ def start_of(
     }
 
 
-def _stored(file: Path, arm: str, seed: int) -> ArmResult | None:
-    """Return the result in ``file``; None where there is none that is whole and of this arm."""
+def _file_name(arm: str, seed: int) -> str:
+    """Name the file of a result; an arm may hold colons, and the path of another connectome."""
+    return f"{arm.replace(':', '=').replace('/', '+')}-seed{seed}.json"
+
+
+def _stored(file: Path) -> ArmResult | None:
+    """Return the result in ``file``; None where there is none that is whole."""
     try:
         result = ArmResult(**json.loads(file.read_text(encoding="utf-8")))
         is_whole = len(result.steps) == len(result.losses) > 0
     except (OSError, ValueError, TypeError):
         return None
-    return result if is_whole and (result.arm, result.seed) == (arm, seed) else None
+    return result if is_whole else None
 
 
 def _arm_arguments(training: TrainingArguments, seed: int, steps: int) -> TrainingArguments:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hf_connectome.errors import ConfigError, HostMismatchError, RunError
+from hf_connectome.errors import ConfigError, HostMismatchError, RunError, some
 from hf_connectome.hosts import check_host
 from hf_connectome.hub import TOKENIZER_FILES, fetch
 from hf_connectome.runs import generations
@@ -54,6 +54,36 @@ def find_connectome(
         f"{folder} holds no connectome: neither {CONFIG_FILE}, nor {CONNECTOME_FOLDER}/ or "
         "generation-<g> folders. Give the folder of a connectome, the output_dir of "
         "recipes/evolve.py, or a Hub id."
+    )
+
+
+def find_other(name: str, path: str | Path, folder: Path, *, token: str | None = None) -> Path:
+    """Return the folder of another connectome that an arm names.
+
+    Args:
+        name: a folder, a Hub id (``owner/name`` or ``owner/name@revision``), or without a slash
+            another generation of the same run: its folder, or its tag on the Hub.
+        path: where the main connectome was asked for.
+        folder: where it was found.
+        token: of the Hub.
+
+    Raises:
+        RunError: there is no connectome there.
+        HubError: the Hub refused or could not be reached.
+    """
+    if Path(name).is_dir():
+        return find_connectome(name)
+    if "/" in name:
+        repo, _, revision = name.partition("@")
+        return find_connectome(repo, revision=revision or None, token=token)
+    if _is_hub_id(path):
+        return find_connectome(path, revision=name, token=token)
+    if (folder.parent / name).is_dir():
+        return find_connectome(folder.parent / name)
+    there = [found.name for found in generations(folder.parent)]
+    raise RunError(
+        f"there is no {name!r} beside {folder}, where there is {some(there) or 'no generation'}. "
+        "Name one of these, the folder of a connectome or a Hub id."
     )
 
 

@@ -8,8 +8,8 @@
 
 All arms of a seed start from the same fresh model and see the same data in the same order. The
 same command again trains only what is missing. What it writes into --output_dir: arms/*.json (one a
-run), results.json, table.md and curves.png; and, if there are other arms than connectome, random
-and dense, ladder.png and inheritance_curve.png.
+run), results.json, table.md and curves.png; if there are other arms than connectome, random and
+dense, ladder.png and inheritance_curve.png; if there are other generations, densities.png.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from transformers.utils import logging as transformers_logging
 
 from hf_connectome.analysis.arm_kinds import ladder_order
 from hf_connectome.analysis.arm_panels import arm_panels
+from hf_connectome.analysis.density_curve import density_curve, of_generation
 from hf_connectome.analysis.figures import inheritance_curves
 from hf_connectome.analysis.inheritance_curve import inheritance_curve
 from hf_connectome.analysis.null_ladder import null_ladder
+from hf_connectome.arms import source_of
 from hf_connectome.connectome import Connectome
 from hf_connectome.data import DataArguments, load_corpus, load_tokenizer, tokenizer_digest
 from hf_connectome.errors import ConfigError
@@ -52,7 +54,13 @@ from hf_connectome.inheritance import (
 )
 from hf_connectome.parsing import explicit_settings, friendly_errors, parse
 from hf_connectome.runs import claim, deciding, refuse_named_checkpoint
-from hf_connectome.sources import default_output, digest_of, find_connectome, parent_weights
+from hf_connectome.sources import (
+    default_output,
+    digest_of,
+    find_connectome,
+    find_other,
+    parent_weights,
+)
 from hf_connectome.storage import CONNECTOME_FOLDER, refused_writes_named, write_atomically
 
 if TYPE_CHECKING:
@@ -104,6 +112,22 @@ def inherited_tokenizer(
     return tokenizer
 
 
+def other_connectomes(
+    arguments: InheritanceArguments, folder: Path, output: Path, token: str | None
+) -> dict[str, Connectome]:
+    """Return the connectomes that arms name beside the main one, by that name.
+
+    Raises:
+        RunError: one is not there, or results of this folder are of another one by that name.
+    """
+    others = {}
+    for name in filter(None, map(source_of, arguments.arms)):
+        found = find_other(name, arguments.connectome, folder, token=token)
+        others[name] = Connectome.from_pretrained(found)
+        claim(output / "others" / name.replace("/", "+"), {"connectome": others[name].digest})
+    return others
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the inner loop from the command line."""
     with friendly_errors("inherit.py"):
@@ -135,18 +159,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.parent is not None:
             parent = parent_weights(connectome, Path(arguments.parent))
             claim(output / "parent", {"weights": digest_of(parent)})
-        check_arms(connectome, arguments, data.block_size, parent)
+        others = other_connectomes(arguments, source, output, training.hub_token)
+        check_arms(connectome, arguments, data.block_size, parent, others)
         with training.main_process_first(desc="tokenising"):
             corpus = load_corpus(data, tokenizer)
         if corpus.tokenizer is not None:
-            check_tokenizer(connectome, tokenizer_digest(corpus.tokenizer))
+            for inherited in (connectome, *others.values()):
+                check_tokenizer(inherited, tokenizer_digest(corpus.tokenizer))
             check_vocabulary(connectome, corpus.tokenizer)
         claim(output, settings | {"corpus": corpus.identity()})
         if training.should_save:
             print(f"{source}: {connectome}")
             print(corpus.describe())
             announce_reset(connectome, arguments)
-        train_arms(connectome, corpus, arguments, training, output, parent)
+        train_arms(connectome, corpus, arguments, training, output, parent, others)
         if training.should_save:
             report(stored_results(output, arguments.arms), output)
 
@@ -179,9 +205,12 @@ def report(results: Sequence[ArmResult], output: Path) -> None:
     curves = {s.arm: [run.curve for run in grouped[s.arm]] for s in summaries}
     draw_curves = arm_panels if len(curves) > MOST_ARMS_IN_A_PANEL else inheritance_curves
     figures: dict[str, Callable[[Path], None]] = {"curves.png": partial(draw_curves, curves)}
+    if any(map(of_generation, grouped)):
+        figures["densities.png"] = partial(density_curve, summaries)
     if has_ladder(grouped):
-        figures["ladder.png"] = partial(null_ladder, summaries)
-        figures["inheritance_curve.png"] = partial(inheritance_curve, summaries)
+        ladder = [s for s in summaries if not of_generation(s.arm)]
+        figures["ladder.png"] = partial(null_ladder, ladder)
+        figures["inheritance_curve.png"] = partial(inheritance_curve, ladder)
     saved += [name for name, draw in figures.items() if was_drawn(output / name, draw)]
     print(f"saved {', '.join(saved)} in {output}")
 

@@ -55,6 +55,8 @@ class Arm(ABC):
     """Whether the child's own text is needed before it trains."""
     takes_reset: ClassVar[bool] = False
     """Whether a reset decides the first values."""
+    takes_source: ClassVar[bool] = False
+    """Whether the arm is made from a connectome alone, so that it may be made from another."""
 
     def check(self, estate: Estate, name: str) -> None:
         """Refuse an estate that lacks what the arm needs.

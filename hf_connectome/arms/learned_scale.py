@@ -39,6 +39,7 @@ class LearnedScale(Arm):
 
     keeps = "mask and signs; one scale a tensor is learned from the child's own text"
     takes_reset = True
+    takes_source = True
     needs_text = True
 
     def check(self, estate: Estate, name: str) -> None:

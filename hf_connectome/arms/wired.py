@@ -56,6 +56,7 @@ class Whole(Arm):
 
     keeps = "mask and signs, and the scales where the reset uses them"
     takes_reset = True
+    takes_source = True
 
     def put(self, host: nn.Module, estate: Estate) -> Inherited:
         """Wire the host."""
@@ -65,6 +66,8 @@ class Whole(Arm):
 
 class ControlArm(Arm):
     """A twin of the connectome, on the same terms as the connectome itself."""
+
+    takes_source = True
 
     def __init__(self, name: str) -> None:
         """Take the control of this name."""
