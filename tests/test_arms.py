@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import drawn, same, state_of, tiny_model
 
-from hf_connectome.arms import Estate, arm_names, get_arm, used_bits
+from hf_connectome.arms import Estate, arm_names, get_arm, source_of, used_bits
 from hf_connectome.arms.rungs import lloyd_levels
 from hf_connectome.controls import controls, inherited_bits
 from hf_connectome.data import collate
@@ -216,6 +216,22 @@ def test_arm_that_needs_the_parent_is_refused_without(gpt2):
 def test_unknown_name_is_answered_with_the_nearest(spec, said):
     with pytest.raises(UnknownNameError, match=said):
         get_arm(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "source", "reset"),
+    [
+        ("connectome", None, None),
+        ("connectome:init_std", None, "init_std"),
+        ("random@generation-3", "generation-3", None),
+        ("connectome@org/x@generation-3:keep", "org/x@generation-3", "keep"),
+        ("learned-scale@runs/a.b/generation-1", "runs/a.b/generation-1", None),
+    ],
+)
+def test_arm_names_its_connectome_and_its_reset(spec, source, reset):
+    arm, own = get_arm(spec)
+    assert (source_of(spec), own) == (source, reset)
+    assert arm.takes_source
 
 
 # ---- quantisation --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -150,6 +151,57 @@ def test_report_has_what_earlier_commands_trained_too(texts, run, tmp_path, caps
     }  # fmt: skip
     assert all(r["tokens_per_step"] > 0 for r in results["runs"])
     assert (tmp_path / "parts" / "ladder.png").is_file()
+
+
+def test_arms_of_other_generations_and_runs_stand_beside_the_connectome(texts, run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run / "generation-1", other)
+    options = changed(inherit_options(texts, run), output_dir=tmp_path / "out", seeds=1)
+    arms = f"connectome,dense,connectome@generation-1,random@generation-1,connectome@{other}"
+    recipe("inherit").main(changed(options, arms=arms))
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    by_arm = {row["arm"]: row for row in results["summary"]}
+    first = Connectome.from_pretrained(run / "generation-1")
+    assert by_arm["connectome"]["num_survivors"] < first.num_survivors
+    for arm in ("connectome@generation-1", "random@generation-1", f"connectome@{other}"):
+        assert by_arm[arm]["num_survivors"] == first.num_survivors
+    losses = {r["arm"]: r["losses"] for r in results["runs"]}
+    assert losses["connectome@generation-1"] == losses[f"connectome@{other}"]
+    assert losses["connectome@generation-1"] != losses["connectome"]
+    assert (tmp_path / "out" / "densities.png").is_file()
+
+    recipe("inherit").main(changed(options, arms=arms))  # found again, whatever their names hold
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert again["runs"] == results["runs"]
+
+
+def test_results_of_another_connectome_by_the_same_name_are_refused(texts, run, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(run / "generation-1", other)
+    options = changed(
+        inherit_options(texts, run), output_dir=tmp_path / "out", seeds=1, arms=f"random@{other}"
+    )
+    recipe("inherit").main(options)
+    shutil.rmtree(other)
+    shutil.copytree(run / "generation-2", other)
+    with pytest.raises(SystemExit):
+        recipe("inherit").main(options)
+    assert "belongs to a run of another configuration: connectome" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("connectome@generation-9", "no 'generation-9' beside .* 'generation-0', 'generation-1'"),
+        ("weights@generation-1", "expected one after an arm that is made from a connectome alone"),
+        ("connectome@", "names the connectome ''"),
+    ],
+)
+def test_other_connectome_that_is_not_there_is_refused(texts, run, tmp_path, capsys, arm, message):
+    options = changed(inherit_options(texts, run), output_dir=tmp_path / "out", arms=arm)
+    with pytest.raises(SystemExit):
+        recipe("inherit").main(options)
+    assert re.search(message, capsys.readouterr().err)
 
 
 def test_results_of_another_start_are_not_taken_for_this_one(texts, run, tmp_path, capsys):
