@@ -7,10 +7,11 @@ r"""Evaluate connectomes and checkpoints: held-out text, lm-eval, reading times,
     python recipes/evaluate.py --models runs/cpu/generation-6 runs/cpu/checkpoint-1440 \
       --tasks loss,lm --dataset python-stdlib --data_dir rows/ --output_dir runs/evaluation
 
-A connectome is put on a fresh model, one a seed; a checkpoint is taken as it is. All data and
-models are checked first. The same command again, with more models or tasks, does only what is
-missing. What it writes into --output_dir: models/*/*/result.json (one a model and task), table.md,
-results.json, scores.png, and where they were measured reading.png and brain.png.
+A connectome is put on a fresh model, one a seed; a checkpoint is taken as it is. Models whose names
+end in -seed0, -seed1, … (inherit.py --save_children) are compared arm by arm, paired by seed. All
+data and models are checked first. The same command again, with more models or tasks, does only
+what is missing. What it writes into --output_dir: models/*/*/result.json (one a model and task),
+table.md, results.json, scores.png, and where they were measured reading.png and brain.png.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from hf_connectome.analysis.evaluation_figures import brain_figure, lag_profiles, score_bars
 from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.arguments import EvaluationArguments
+from hf_connectome.evaluation.groups import group_scores, group_table, groups_as_json
 from hf_connectome.evaluation.report import as_json, markdown_table, measures
 from hf_connectome.evaluation.subjects import find_subjects
 from hf_connectome.evaluation.suite import Materials, plan, refuse_processes, run
@@ -77,9 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def report(subjects: Sequence[Subject], outcomes: Sequence[Outcome], output: Path) -> None:
     """Print the table and write table, results and figures; without figures it goes on."""
     table = markdown_table(subjects, outcomes)
+    groups = group_scores(measures(outcomes))
+    if groups:
+        table += f"\n\n{group_table(groups)}"
     print(table)
-    text = json.dumps(as_json(subjects, outcomes), indent=1)
-    for name, content in (("table.md", table), ("results.json", text)):
+    found = as_json(subjects, outcomes) | {"arms": groups_as_json(groups)}
+    for name, content in (("table.md", table), ("results.json", json.dumps(found, indent=1))):
         with refused_writes_named(output / name):
             write_atomically(output / name, (content + "\n").encode())
     saved = ["table.md", "results.json", *draw(outcomes, output)]
