@@ -221,7 +221,7 @@ def test_run_is_refused_when_a_parameter_would_die_out():
     [
         (Pruning(SCHEDULE), (1, 1)),  # round(0.2) = 0: one weight stays for good
         (Pruning(GeometricSchedule(0.6, 1)), (1, 2)),
-        (Pruning(GeometricSchedule(0.9, 9), selection="global"), (1, 2)),
+        (Pruning(GeometricSchedule(0.5, 3), selection="global"), (1, 9)),
     ],
 )
 def test_run_is_accepted_when_every_parameter_keeps_a_weight(pruning, shape):
