@@ -66,41 +66,6 @@ def erk(scope: Scope, density: float, min_survivors: int = 1) -> dict[str, int]:
 BUDGETS: dict[str, Callable[[Scope, float, int], dict[str, int]]] = {"uniform": uniform, "erk": erk}
 
 
-def allot(
-    scope: Scope,
-    density: float,
-    *,
-    budget: str = "uniform",
-    min_survivors: int = 1,
-    density_pattern: Mapping[str, float] | None = None,
-) -> dict[str, int]:
-    """Share out survivors: those that a pattern names by its density, the rest by the budget.
-
-    Args:
-        scope: the parameters.
-        density: of the parameters that no pattern names, in (0, 1].
-        budget: a name of :data:`BUDGETS`.
-        min_survivors: each parameter gets at least so many, or all it has if those are fewer.
-        density_pattern: as in :func:`matched`.
-
-    Returns:
-        name -> number of survivors, in the order of the scope.
-
-    Raises:
-        UnknownNameError: no such budget.
-        ScopeError: a floor cannot be met, or a pattern matches nothing.
-        ConfigError: a density outside (0, 1].
-    """
-    check_budget(budget)
-    check_density(density, "density")
-    own = matched(scope, density_pattern or {})
-    rest = {name: p for name, p in scope.items() if name not in own}
-    counts = BUDGETS[budget](rest, density, min_survivors) if rest else {}
-    for name, wanted in own.items():
-        counts |= uniform({name: scope[name]}, wanted, min_survivors)
-    return {name: counts[name] for name in scope}
-
-
 def matched(scope: Scope, density_pattern: Mapping[str, float]) -> dict[str, float]:
     """Return the densities that patterns give, by parameter name.
 
