@@ -26,7 +26,7 @@ from hf_connectome.selection import keep
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "CLI.md"
-COMMANDS = ["show", "verify", "diff", "convert", "load-test", "push", "pull", "search"]
+COMMANDS = ["show", "verify", "diff", "convert", "wire", "load-test", "push", "pull", "search"]
 
 
 class Ran:
@@ -144,7 +144,7 @@ def test_interruption_leaves_with_its_code_and_no_traceback(run, folder, monkeyp
     assert (ran.code, ran.out, ran.err) == (130, "", "interrupted\n")
 
 
-@pytest.mark.parametrize("command", ["show", "verify", "convert", "load-test", "diff"])
+@pytest.mark.parametrize("command", ["show", "verify", "convert", "wire", "load-test", "diff"])
 def test_refusal_is_one_line_on_stderr_and_code_1(run, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
@@ -708,7 +708,7 @@ def shape(text):
     return [label for label in labels if label != "…"]
 
 
-@pytest.mark.parametrize("command", ["verify", "diff", "convert", "load-test"])
+@pytest.mark.parametrize("command", ["verify", "diff", "convert", "wire", "load-test"])
 def test_documented_output_has_the_shape_of_the_real_one(run, folder, command):
     (call, output), *_ = re.findall(
         r"```\n\$ hf-connectome ([^\n]+)\n(.*?)```", sections()[command], re.DOTALL
