@@ -115,7 +115,7 @@ def test_every_expert_is_a_matrix_of_its_own(spec):
 def test_every_control_takes_every_wiring(spec, control):
     original = make_wiring(spec).build(SCOPE, 0.5, 0)
     twin = controls.get(control)().twin(original, 1)
-    assert 0 < len(twin)
+    assert len(twin) > 0
     assert twin.keys() <= original.keys()
     for name, entry in twin.items():
         before = original[name]
