@@ -157,8 +157,9 @@ def apportion(
     assert (claim > 0).all()
 
     def shares(x: float) -> NDArray[np.int64]:
-        rounded = np.minimum(np.floor(x * claim + 0.5), most).astype(np.int64)
-        return np.maximum(rounded, least)
+        rounded = np.minimum(np.floor(x * claim + 0.5), most)
+        bounded: NDArray[np.int64] = np.maximum(rounded, least).astype(np.int64)
+        return bounded
 
     low, high = 0.0, float((most.max(initial=0) + 1) / claim.min())
     while (middle := (low + high) / 2) not in (low, high):

@@ -145,7 +145,7 @@ def test_interruption_leaves_with_its_code_and_no_traceback(run, folder, monkeyp
     assert (ran.code, ran.out, ran.err) == (130, "", "interrupted\n")
 
 
-@pytest.mark.parametrize("command", ["show", "verify", "convert", "wire", "load-test", "diff"])
+@pytest.mark.parametrize("command", ["show", "verify", "convert", "load-test", "diff"])
 def test_refusal_is_one_line_on_stderr_and_code_1(run, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
