@@ -166,8 +166,9 @@ def apportion(
         low, high = (middle, high) if shares(middle).sum() <= total else (low, middle)
     result = shares(low)
     room = shares(high) - result
-    before = np.concatenate([[0], np.cumsum(room)[:-1]])
-    return result + np.clip(total - int(result.sum()) - before, 0, room)
+    before = np.cumsum(room) - room
+    result += np.clip(total - int(result.sum()) - before, 0, room)
+    return result
 
 
 def _lines(parameter: ScopedParameter) -> int:

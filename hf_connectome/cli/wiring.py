@@ -12,46 +12,48 @@ from hf_connectome.cli.output import Facts, Result, Table, count, share
 from hf_connectome.cli.sizes import size
 from hf_connectome.errors import ConfigError
 
+_Target = Annotated[
+    Path, typer.Argument(metavar="OUT", help="Folder for the connectome.", show_default=False)
+]
+_Wiring = Annotated[
+    str, typer.Option(help="Name, or with options as 'brf:r=0.3'; docs/WIRINGS.md has the table.")
+]
+_Pattern = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=DENSITY",
+        help="Density of parameters by name or by a regular expression of the end of names; may be "
+        "repeated.",
+    ),
+]
+_Model = Annotated[
+    str,
+    typer.Option(
+        help="Model type of transformers (gpt2, llama: no download), or a folder or Hub id with a "
+        "config.json."
+    ),
+]
+_Scope = Annotated[
+    str,
+    typer.Option(
+        help="What is wired: all-matrices, all-linear, body, embeddings, or a regular expression "
+        "of module names."
+    ),
+]
+
 
 def wire(
-    to: Annotated[
-        Path,
-        typer.Argument(metavar="OUT", help="Folder for the connectome.", show_default=False),
-    ],
-    wiring: Annotated[
-        str,
-        typer.Option(help="Name, or with options as 'brf:r=0.3'; docs/WIRINGS.md has the table."),
-    ] = "random",
+    to: _Target,
+    wiring: _Wiring = "random",
     density: Annotated[float, typer.Option(help="Survivors over weights, in (0, 1].")] = 0.25,
-    density_pattern: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=DENSITY",
-            help="Density of parameters by name or by a regular expression of the end of names; "
-            "may be repeated.",
-        ),
-    ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="Model type of transformers (gpt2, llama: no download), or a folder or Hub id "
-            "with a config.json."
-        ),
-    ] = "gpt2",
+    density_pattern: _Pattern = None,
+    model: _Model = "gpt2",
     model_overrides: Annotated[
         str | None, typer.Option(help="Config values to change, as 'n_layer=4,n_embd=128'.")
     ] = None,
-    scope: Annotated[
-        str,
-        typer.Option(
-            help="What is wired: all-matrices, all-linear, body, embeddings, or a regular "
-            "expression of module names."
-        ),
-    ] = "all-matrices",
+    scope: _Scope = "all-matrices",
     seed: Annotated[int, typer.Option(help="Same seed, same connectome.")] = 0,
-    codec: Annotated[
-        str, typer.Option(help="plain (1 bit a weight and 1 a survivor) or zstd (smaller).")
-    ] = "plain",
+    codec: Annotated[str, typer.Option(help="plain, or zstd (smaller).")] = "plain",
     json: Json = False,
 ) -> Result:
     """Draw a connectome for a model, without training."""
@@ -80,19 +82,22 @@ def wire(
         "file": size(connectome, to / WEIGHTS_FILE),
         "densities": connectome.densities(),
     }
+    return Result(document, [_wired(document)], json)
+
+
+def _wired(document: Mapping[str, Any]) -> Facts:
     weights = f"{count(document['num_survivors'])} of {count(document['num_weights'])}"
-    facts = Facts(
+    return Facts(
         [
             ("to", document["path"]),
             ("architecture", document["architecture"]),
-            ("wiring", f"{wiring}, seed {seed}"),
+            ("wiring", f"{document['wiring']}, seed {document['seed']}"),
             ("survivors", f"{weights} weights in {document['num_parameters']} parameters"),
             ("density", share(document["density"])),
             ("digest", document["digest"]),
-            ("next", f"hf-connectome show {to} --degrees"),
+            ("next", f"hf-connectome show {document['path']} --degrees"),
         ]
     )
-    return Result(document, [facts], json)
 
 
 def _pattern(pairs: Sequence[str]) -> dict[str, float]:

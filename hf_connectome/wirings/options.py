@@ -63,7 +63,9 @@ def patterned(
 
 
 def _defaults(kind: type[Wiring]) -> dict[str, Any]:
-    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    if not dataclasses.is_dataclass(kind):
+        return {}
+    fields = dataclasses.fields(kind)
     return {f.name: f.default for f in fields if isinstance(f.default, (int, float, str))}
 
 
