@@ -66,11 +66,12 @@ class Pruning:
             check_density(density, f"density_pattern: {key}")
         if self.min_survivors < 1:
             raise ConfigError(f"min_survivors is {self.min_survivors}; expected at least 1.")
-        structure = make_structure(self.structure) if self.structure is not None else None
+        if self.structure is not None:
+            make_structure(self.structure)
         excluded = {
             "budget": self.budget != "uniform",
             "density_pattern": bool(self.density_pattern),
-            "structure": structure is not None,
+            "structure": self.structure is not None,
         }
         if self.selection == "global" and (named := [n for n, given in excluded.items() if given]):
             raise ConfigError(
