@@ -31,7 +31,6 @@ from hf_connectome.errors import (
     ConfigError,
     FormatError,
     HostMismatchError,
-    ScopeError,
     UnknownNameError,
     UnsupportedError,
     did_you_mean,
@@ -47,7 +46,7 @@ from hf_connectome.refusals import (
 from hf_connectome.scope import resolve
 from hf_connectome.skills import ConnectomeLayer, put_skill
 from hf_connectome.storage import check_digest
-from hf_connectome.wirings import wirings
+from hf_connectome.wirings import make_wiring, patterned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -340,15 +339,9 @@ def draw(model: nn.Module, config: ConnectomeConfig) -> Connectome:
         ScopeError: the scope or ``density_pattern`` names what the model does not have.
     """
     scope = resolve(model, config.target_modules or "all-matrices", config.exclude_modules)
-    unmatched = sorted(config.density_pattern.keys() - scope.keys())
-    if unmatched:
-        near = did_you_mean(unmatched[0], scope).partition("Available")[0]
-        raise ScopeError(
-            f"density_pattern names {some(unmatched)}; expected names of parameters in scope, such "
-            f"as {some(scope, 2)}. {near}".rstrip()
-        )
-    densities = {name: config.density_pattern.get(name, config.density) for name in scope}
-    drawn = wirings.get(config.wiring)().build(scope, densities, config.seed)
+    wiring = make_wiring(config.wiring)
+    density = patterned(wiring, scope, config.density, config.density_pattern)
+    drawn = wiring.build(scope, density, config.seed)
     return drawn.replace(config=describe(model, config, scope))
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
 from hf_connectome.criteria import criteria
 from hf_connectome.errors import ConfigError, UnsupportedError, did_you_mean
-from hf_connectome.evolution import SELECTIONS
+from hf_connectome.evolution import SELECTIONS, Pruning
 from hf_connectome.reset import resets
-from hf_connectome.schedule import GeometricSchedule
+from hf_connectome.schedule import Schedule, make_schedule, schedules
+from hf_connectome.structures import FORMS
 
 _STRATEGIES = ("every_save", "end")
 _UNSUPPORTED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
@@ -33,6 +35,17 @@ class GenerationalArguments(TrainingArguments):
             "help": "Part of the current survivors dropped in one generation. The paper: 0.2."
         },
     )
+    pruning_schedule: str = field(
+        default="geometric",
+        metadata={
+            "help": f"Density by generation: {', '.join(schedules)}. The paper's is geometric; the "
+            "others need a final_density."
+        },
+    )
+    final_density: float | None = field(
+        default=None,
+        metadata={"help": "Density after the last generation, in place of a prune_fraction."},
+    )
     scope: str = field(
         default="all-matrices",
         metadata={
@@ -49,6 +62,26 @@ class GenerationalArguments(TrainingArguments):
         metadata={
             "help": "Rank weights within each parameter (per-tensor, the paper's) or global."
         },
+    )
+    budget: str = field(
+        default="uniform",
+        metadata={
+            "help": "How parameters share the survivors: uniform (one density, the paper's) or erk "
+            "(small and narrow ones get more)."
+        },
+    )
+    min_survivors: int = field(
+        default=1, metadata={"help": "Each parameter keeps at least so many weights."}
+    )
+    final_density_pattern: dict[str, float] | None = field(
+        default=None,
+        metadata={
+            "help": "Final densities of single parameters, by name or by a regular expression of "
+            'the end of names, as {"wte": 0.5, "mlp.*": 0.1}.'
+        },
+    )
+    structure: str | None = field(
+        default=None, metadata={"help": f"Which weights live and die together: {FORMS}."}
     )
     reset: str = field(
         default="sign_constant",
@@ -102,7 +135,7 @@ class GenerationalArguments(TrainingArguments):
                 f"unknown selection {self.selection!r}. {did_you_mean(self.selection, SELECTIONS)}"
             )
         resets.get(self.reset)
-        criteria.get(self.criterion)
+        self.pruning.check_settings()
         if not 0 <= self.rewind_steps < self.steps_per_generation:
             raise ConfigError(
                 f"rewind_steps is {self.rewind_steps}; expected a step of generation 0, "
@@ -118,15 +151,45 @@ class GenerationalArguments(TrainingArguments):
             )
 
     @property
-    def schedule(self) -> GeometricSchedule:
+    def schedule(self) -> Schedule:
         """The schedule that these settings describe."""
-        return GeometricSchedule(self.prune_fraction, self.generations)
+        return make_schedule(
+            self.pruning_schedule,
+            num_generations=self.generations,
+            prune_fraction=self.prune_fraction,
+            final_density=self.final_density,
+        )
+
+    @property
+    def pruning(self) -> Pruning:
+        """What every generation drops by these settings."""
+        return Pruning(
+            schedule=self.schedule,
+            criterion=self.criterion,
+            selection=self.selection,
+            seed=self.seed,
+            carry_scales=self.carry_scales or self.reset == "tensor_scale",
+            carry_values=self.carry_values,
+            budget=self.budget,
+            min_survivors=self.min_survivors,
+            density_pattern=self.final_density_pattern or {},
+            structure=self.structure,
+        )
+
+    def pruning_record(self) -> dict[str, Any]:
+        """Return the settings that decide which weights a generation drops, for its lineage."""
+        names = ["criterion", "selection", "pruning_schedule", "final_density", "budget"]
+        names += ["min_survivors", "final_density_pattern", "structure"]
+        if self.final_density is None:
+            names.insert(0, "prune_fraction")
+        return {name: getattr(self, name) for name in names}
 
     def _check_numbers(self) -> None:
         for name, kind in (
             ("generations", int),
             ("steps_per_generation", int),
             ("rewind_steps", int),
+            ("min_survivors", int),
             ("prune_fraction", (int, float)),
             ("magnitude", (int, float)),
         ):
@@ -134,6 +197,12 @@ class GenerationalArguments(TrainingArguments):
             if not isinstance(value, kind) or isinstance(value, bool):
                 expected = "a whole number" if kind is int else "a number"
                 raise ConfigError(f"{name} is {value!r}; expected {expected}.")
+        usual = type(self).__dataclass_fields__["prune_fraction"].default
+        if self.final_density is not None and self.prune_fraction != usual:
+            raise ConfigError(
+                f"prune_fraction is {self.prune_fraction} and final_density {self.final_density}; "
+                f"each decides the other in {self.generations} generations. Give one of them."
+            )
         if self.per_device_train_batch_size < 1:
             raise ConfigError(
                 f"per_device_train_batch_size is {self.per_device_train_batch_size}; expected at "

@@ -16,7 +16,7 @@ from peft import PeftConfig
 
 from hf_connectome.errors import ConfigError
 from hf_connectome.reset import resets
-from hf_connectome.wirings import wirings
+from hf_connectome.wirings import make_wiring
 
 CONFIG_VERSION = 1
 """Version of the fields below; readers of a later one are refused with the way out."""
@@ -52,10 +52,16 @@ class ConnectomeConfig(PeftConfig):
     exclude_modules: str | list[str] | None = _field(
         None, "Endings or a regular expression of modules to leave out of scope."
     )
-    wiring: str = _field("random", "How to draw a connectome that is not read from a file.")
+    wiring: str = _field(
+        "random",
+        "How to draw a connectome that is not read from a file: a wiring's name, or with options "
+        "as 'brf:r=0.3'.",
+    )
     density: float = _field(1.0, "Survivors over weights, in (0, 1], for a wiring to draw.")
     density_pattern: dict[str, float] = _field(
-        {}, "Parameter name -> density, for parameters that differ from 'density'."
+        {},
+        "Density of parameters that differ from 'density', by name or by a regular expression of "
+        "the end of names, as PEFT's patterns are.",
     )
     reset: str = _field(
         "keep",
@@ -117,7 +123,7 @@ class ConnectomeConfig(PeftConfig):
         if self.digest is not None and not re.fullmatch("[0-9a-f]{64}", self.digest):
             raise ConfigError(f"digest is {self.digest!r}; expected 64 hexadecimal digits.")
         resets.get(self.reset)
-        wirings.get(self.wiring)
+        make_wiring(self.wiring)
 
     def _check_types(self) -> None:
         kinds: dict[str, Any] = {

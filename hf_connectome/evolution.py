@@ -8,28 +8,29 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_connectome.budgets import BUDGETS, check_budget, check_density, check_floor, matched
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.criteria import CriterionContext, criteria
 from hf_connectome.errors import ConfigError, ScopeError, UnknownNameError, did_you_mean
 from hf_connectome.hosts import check_host, full_tensor, wire
-from hf_connectome.scope import parameters_of, unwrap
+from hf_connectome.scope import ScopedParameter, parameters_of, unwrap
 from hf_connectome.selection import keep, keep_globally
+from hf_connectome.structures import make_structure
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from hf_connectome.config import ConnectomeConfig
-    from hf_connectome.schedule import GeometricSchedule
-    from hf_connectome.scope import ScopedParameter
+    from hf_connectome.schedule import Schedule
 
 SELECTIONS = {
     "per-tensor": "every parameter drops the same fraction of its own survivors (the paper's)",
-    "global": "all parameters are ranked together; each keeps at least one weight",
+    "global": "all parameters are ranked together; each keeps at least min_survivors",
 }
 
 
@@ -37,37 +38,116 @@ SELECTIONS = {
 class Pruning:
     """How a generation decides which survivors to drop."""
 
-    schedule: GeometricSchedule
+    schedule: Schedule
     criterion: str = "magnitude"
     selection: str = "per-tensor"
     seed: int = 0
     carry_scales: bool = True
     carry_values: bool = False
+    budget: str = "uniform"
+    min_survivors: int = 1
+    density_pattern: Mapping[str, float] = field(default_factory=dict)
+    structure: str | None = None
 
-    def check(self, scope: Mapping[str, ScopedParameter]) -> None:
-        """Refuse, before any training, a run that would leave a parameter without survivors.
+    def check_settings(self) -> None:
+        """Refuse what no model could make work.
 
         Raises:
-            ScopeError: names the parameter, its size and the generation.
-            UnknownNameError: no such criterion or selection.
+            UnknownNameError: no such criterion, selection or budget.
+            ConfigError: a number out of its range, or settings that exclude each other.
         """
         criteria.get(self.criterion)
         if self.selection not in SELECTIONS:
             raise UnknownNameError(
                 f"unknown selection {self.selection!r}. {did_you_mean(self.selection, SELECTIONS)}"
             )
+        check_budget(self.budget)
+        for key, density in self.density_pattern.items():
+            check_density(density, f"density_pattern: {key}")
+        if self.min_survivors < 1:
+            raise ConfigError(f"min_survivors is {self.min_survivors}; expected at least 1.")
+        if self.structure is not None:
+            make_structure(self.structure)
+        excluded = {
+            "budget": self.budget != "uniform",
+            "density_pattern": bool(self.density_pattern),
+            "structure": self.structure is not None,
+        }
+        if self.selection == "global" and (named := [n for n, given in excluded.items() if given]):
+            raise ConfigError(
+                f"selection='global' ranks all weights together, so it takes no {named[0]}. Use "
+                f"selection='per-tensor', or leave {named[0]} out."
+            )
+
+    def check(self, scope: Mapping[str, ScopedParameter]) -> None:
+        """Refuse, before any training, a run that could not be finished on these parameters.
+
+        Raises:
+            ScopeError: a parameter would have fewer survivors than its floor, cannot have the
+                structure, or a pattern names none; names it, its size and the generation.
+            ConfigError: as in :meth:`check_settings`; or the last generation is not what the
+                structure's name says.
+            UnknownNameError: as in :meth:`check_settings`.
+        """
+        self.check_settings()
         if self.selection == "global":
-            return  # the floor of keep_globally sees to it
+            self._check_floors(scope)
+            return
+        alive = {name: p.num_weights for name, p in scope.items()}
+        for generation in range(1, self.schedule.num_generations + 1):
+            alive = self.survivors(scope, alive, generation)
+            for name, count in alive.items():
+                when = f"in generation {generation} at {self.schedule}"
+                check_floor(scope[name], count, self.min_survivors, when)
+        if self.structure is not None:
+            for name, count in alive.items():
+                make_structure(self.structure).check_last(count, scope[name])
+
+    def _check_floors(self, scope: Mapping[str, ScopedParameter]) -> None:
+        sizes = [parameter.num_weights for parameter in scope.values()]
+        left = self.schedule.survivors_after(sum(sizes), self.schedule.num_generations)
+        floor = sum(min(self.min_survivors, size) for size in sizes)
+        if left < floor:
+            raise ScopeError(
+                f"{left} of {sum(sizes)} weights would be left at {self.schedule}, but a floor of "
+                f"{self.min_survivors} in each of {len(sizes)} parameters is {floor}. Prune less, "
+                "or lower min_survivors."
+            )
+
+    def survivors(
+        self, scope: Mapping[str, ScopedParameter], alive: Mapping[str, int], generation: int
+    ) -> dict[str, int]:
+        """Return how many survivors each parameter keeps where it is pruned by itself.
+
+        A parameter that a pattern names follows the schedule towards its own density; the others
+        get what the budget gives at the density of the generation. No parameter grows; a structure
+        rounds up to the next count that it can have.
+
+        Args:
+            scope: the parameters.
+            alive: survivors of each before.
+            generation: the one that begins, at least 1.
+        """
+        own = matched(scope, self.density_pattern)
+        shared = {}
+        if self.budget != "uniform":
+            rest = {name: p for name, p in scope.items() if name not in own}
+            density = self.schedule.density_after(generation)
+            shared = BUDGETS[self.budget](rest, density, self.min_survivors) if rest else {}
+        kept = {}
         for name, parameter in scope.items():
-            num_weights = torch.Size(parameter.shape).numel()
-            for generation in range(1, self.schedule.num_generations + 1):
-                if self.schedule.survivors_after(num_weights, generation) < 1:
-                    raise ScopeError(
-                        f"{name!r} has {num_weights} weights and would have no survivor in "
-                        f"generation {generation} at prune_fraction "
-                        f"{self.schedule.prune_fraction}. Prune less, run fewer generations, or "
-                        "leave it out of scope."
-                    )
+            wanted, num_weights = own.get(name), parameter.num_weights
+            if name in shared:
+                count = shared[name]
+            elif wanted == 1.0:
+                count = num_weights
+            else:
+                schedule = self.schedule if wanted is None else self.schedule.towards(wanted)
+                count = schedule.next_survivors(alive[name], num_weights, generation)
+            if self.structure is not None:
+                count = make_structure(self.structure).count(count, parameter)
+            kept[name] = min(count, alive[name])
+        return kept
 
 
 def dense_connectome(
@@ -96,8 +176,8 @@ def next_generation(
         config: what the new connectome records of itself.
 
     Returns:
-        The next generation. Per tensor, exactly round(f * survivors) are gone; globally,
-        exactly round(f * all survivors).
+        The next generation, with exactly the survivors of :meth:`Pruning.survivors`; globally,
+        exactly those that the schedule leaves of all.
 
     Raises:
         ScopeError: a score is NaN (the run diverged).
@@ -113,7 +193,7 @@ def next_generation(
         context = CriterionContext(name=name, seed=pruning.seed, generation=generation)
         return criterion.score(weight_of(name), connectome.mask(name), context)
 
-    masks = _select(connectome, score_of, pruning)
+    masks = _select(connectome, score_of, pruning, config.generation)
     entries = {}
     for name, entry in connectome.items():
         weight, mask = weight_of(name), masks(name)
@@ -175,20 +255,29 @@ def fresh_twin(model: nn.Module, seed: int) -> nn.Module:
 
 
 def _select(
-    connectome: Connectome, score_of: Callable[[str], Tensor], pruning: Pruning
+    connectome: Connectome,
+    score_of: Callable[[str], Tensor],
+    pruning: Pruning,
+    generation: int,
 ) -> Callable[[str], Tensor]:
     """Return name -> new mask; per tensor it is made when asked for, so one is in memory."""
-    schedule = pruning.schedule
     if pruning.selection == "per-tensor":
+        scope = {n: ScopedParameter(n, e.shape, e.orientation) for n, e in connectome.items()}
+        alive = {name: entry.num_survivors for name, entry in connectome.items()}
+        num_kept = pruning.survivors(scope, alive, generation)
 
         def per_tensor(name: str) -> Tensor:
-            entry = connectome[name]
-            n_drop = schedule.n_drop(entry.num_survivors)
-            return keep(score_of(name), entry.mask(), n_drop, name=name)
+            score, mask = score_of(name), connectome.mask(name)
+            if pruning.structure is None:
+                return keep(score, mask, alive[name] - num_kept[name], name=name)
+            structure = make_structure(pruning.structure)
+            return structure.keep(score, mask, num_kept[name], scope[name])
 
         return per_tensor
     masks = {name: connectome.mask(name) for name in connectome}
-    kept = keep_globally(score_of, masks, schedule.n_drop(connectome.num_survivors))
+    num_survivors = connectome.num_survivors
+    left = pruning.schedule.next_survivors(num_survivors, connectome.num_weights, generation)
+    kept = keep_globally(score_of, masks, num_survivors - left, min_survivors=pruning.min_survivors)
     return kept.__getitem__
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_connectome.architecture import build_host
+from hf_connectome.budgets import matched
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.errors import (
     ConfigError,
@@ -292,10 +293,11 @@ def extract(model: nn.Module, config: ConnectomeConfig | None = None) -> Connect
     config = config if config is not None else ConnectomeConfig()
     parameters, entries = parameters_of(model), {}
     scope = resolve(model, config.target_modules or "all-matrices", config.exclude_modules)
+    own = matched(scope, config.density_pattern)
     for name, scoped in scope.items():
         weight = full_tensor(parameters[name]).cpu()
         mask = weight != 0
-        density = config.density_pattern.get(name, config.density)
+        density = own.get(name, config.density)
         surplus = int(mask.sum()) - round(density * mask.numel())
         if density < 1.0 and surplus > 0:
             mask = keep(weight.abs(), mask, surplus, name=name)

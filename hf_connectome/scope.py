@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -48,6 +49,40 @@ class ScopedParameter:
     name: str
     shape: tuple[int, ...]
     orientation: str
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of the parameter."""
+        return prod(self.shape)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int, int]:
+        """Number of matrices that the parameter holds, and outputs and inputs of each.
+
+        Fused experts and other raw parameters of three and more dimensions are stacks of matrices.
+        A convolution is one matrix whose inputs are channels x kernel positions; an embedding is
+        one as it stands, a row a token, which is how a tied head reads it.
+        """
+        if is_stack(self.shape, self.orientation):
+            return prod(self.shape[:-2]), self.shape[-2], self.shape[-1]
+        rows, columns = self.shape[0], prod(self.shape[1:])
+        return (1, columns, rows) if self.orientation == IN_OUT else (1, rows, columns)
+
+    def matrices(self, tensor: Tensor) -> Tensor:
+        """View a tensor of the parameter's shape as ``(matrices, out, in)``."""
+        if self.orientation == IN_OUT:
+            return tensor.reshape(1, self.shape[0], -1).mT
+        return tensor.reshape(self.matrix_shape)
+
+    def from_matrices(self, stack: Tensor) -> Tensor:
+        """Return ``(matrices, out, in)`` in the parameter's own shape and storage."""
+        stack = stack.mT if self.orientation == IN_OUT else stack
+        return stack.reshape(self.shape)
+
+
+def is_stack(shape: tuple[int, ...], orientation: str) -> bool:
+    """Whether a parameter holds matrices in its last two dimensions instead of being one."""
+    return orientation == RAW and len(shape) > 2
 
 
 def unwrap(model: nn.Module) -> nn.Module:

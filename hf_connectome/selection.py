@@ -54,8 +54,7 @@ def keep(score: Tensor, mask: Tensor, n_drop: int, *, name: str = "parameter") -
     num_survivors = int(np.count_nonzero(alive))
     _check_count(n_drop, num_survivors, name)
     candidates = flat[alive]
-    if np.isnan(candidates).any():
-        raise ScopeError(f"{name!r} has NaN scores on survivors; the weights have diverged.")
+    _check_numbers(candidates, name)
     kept = alive.copy()
     if n_drop:
         candidates.partition(n_drop - 1)
@@ -121,6 +120,49 @@ def keep_globally(
     return kept
 
 
+def keep_rows(
+    score: Tensor, mask: Tensor, num_kept: int | Tensor, *, name: str = "parameter"
+) -> Tensor:
+    """Keep exactly so many of the best survivors of every row.
+
+    Ties go to the lower column, as in :func:`keep`.
+
+    Args:
+        score: ``(R, C)`` float, finite on survivors; higher is kept.
+        mask: bool, same shape, True = survivor.
+        num_kept: survivors left in each row, one number or ``(R,)`` integers.
+        name: what to call the parameter in an error.
+
+    Returns:
+        bool, same shape: a subset of ``mask`` with ``num_kept`` True in every row.
+
+    Raises:
+        ScopeError: a row has fewer survivors, or a score is NaN.
+
+    Example:
+        >>> import torch
+        >>> score = torch.tensor([[3.0, 1.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
+        >>> keep_rows(score, torch.ones(2, 4, dtype=torch.bool), 2).int().tolist()
+        [[1, 0, 0, 1], [0, 0, 1, 1]]
+    """
+    values = _scores(score, mask, name).reshape(tuple(mask.shape))
+    alive = _flags(mask).reshape(values.shape)
+    _check_numbers(values[alive], name)
+    wanted = np.broadcast_to(np.asarray(num_kept, dtype=np.int64), (len(values),))
+    found = np.count_nonzero(alive, axis=1)
+    if short := np.flatnonzero((wanted < 0) | (wanted > found)).tolist():
+        raise ScopeError(
+            f"{name!r}: cannot keep {wanted[short[0]]} weights of row {short[0]}, which has "
+            f"{found[short[0]]} survivors. Keep fewer in each row."
+        )
+    # The dead first, then the weakest; what is equal stays in its order.
+    order = np.lexsort((values, alive), axis=1)
+    kept = np.zeros_like(alive)
+    last = np.arange(values.shape[1]) >= (values.shape[1] - wanted)[:, None]
+    np.put_along_axis(kept, order, last, axis=1)
+    return torch.from_numpy(kept).to(mask.device)
+
+
 def _candidates(
     score_of: Callable[[str], Tensor], mask: Tensor, name: str, min_survivors: int
 ) -> Flags:
@@ -168,6 +210,11 @@ def _scores(score: Tensor, mask: Tensor, name: str) -> Scores:
 def _flags(mask: Tensor) -> Flags:
     flat: Flags = mask.detach().cpu().contiguous().view(-1).numpy()
     return flat
+
+
+def _check_numbers(scores: Scores, name: str) -> None:
+    if np.isnan(scores).any():
+        raise ScopeError(f"{name!r} has NaN scores on survivors; the weights have diverged.")
 
 
 def _check_count(n_drop: int, available: int, name: str) -> None:

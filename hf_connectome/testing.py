@@ -125,10 +125,11 @@ def _check_score(score: Any, mask: Tensor, label: str) -> None:
 def check_wiring(wiring: Wiring) -> None:
     """Check that a wiring keeps its contract (:class:`~hf_connectome.wirings.Wiring`).
 
-    It has all parameters of the scope, as they are stored there, each with exactly
-    round(density * n) survivors, from one weight to all; it depends on the seed and on neither the
-    order of the scope nor torch's global generator; parameters of equal shape get other masks; a
-    density that leaves a parameter without weights is refused.
+    It has all parameters of the scope, as they are stored there, each with exactly the survivors of
+    ``counts``, from one weight to all: round(density * n) each, or as many in all; by name it is
+    always round(density * n). It depends on the seed and on neither the order of the scope nor
+    torch's global generator; parameters of equal shape get other masks; a density that leaves a
+    parameter without weights is refused.
 
     Raises:
         AssertionError: says what is wrong, and at which density.
@@ -138,14 +139,20 @@ def check_wiring(wiring: Wiring) -> None:
         >>> check_wiring(RandomWiring())
     """
     _check_source(wiring)
-    sizes = {name: torch.Size(p.shape).numel() for name, p in _SCOPE.items()}
+    sizes = {name: p.num_weights for name, p in _SCOPE.items()}
     densities: list[float | Mapping[str, float]] = [0.25, 0.5, 1.0]
     densities += [{name: 1 / size for name, size in sizes.items()}]
     for density in densities:
-        wanted = {
-            name: round((density if isinstance(density, float) else density[name]) * size)
-            for name, size in sizes.items()
-        }
+        if isinstance(density, float):
+            wanted = wiring.counts(_SCOPE, density)
+            total, found = density * sum(sizes.values()), sum(wanted.values())
+            _expect(
+                abs(found - total) <= len(sizes) / 2,
+                f"{type(wiring).__name__}.counts gives {found} survivors at density {density}; "
+                f"expected {total:g} but for rounding.",
+            )
+        else:
+            wanted = {name: round(density[name] * size) for name, size in sizes.items()}
         _check_drawn(wiring, density, wanted)
     drawn = wiring.build(_SCOPE, 0.25, 1)
     first, second = "block.0.weight", "block.1.weight"

@@ -22,7 +22,7 @@ from hf_connectome.config import ConnectomeConfig
 from hf_connectome.early import early_weights, keep_early
 from hf_connectome.enforcement import MaskEnforcer, refuse_flat_shards
 from hf_connectome.errors import ConfigError, FormatError, RunError
-from hf_connectome.evolution import Pruning, dense_connectome, next_generation, reset_host
+from hf_connectome.evolution import dense_connectome, next_generation, reset_host
 from hf_connectome.hosts import describe, full_tensor
 from hf_connectome.runs import STATE_FILE, resumable, step_of
 from hf_connectome.scope import parameters_of, resolve
@@ -88,14 +88,7 @@ class GenerationalTrainer(SharingTrainer):
             )
         refuse_flat_shards(model)
         self._scope = resolve(model, args.scope)
-        self._pruning = Pruning(
-            schedule=args.schedule,
-            criterion=args.criterion,
-            selection=args.selection,
-            seed=args.seed,
-            carry_scales=args.carry_scales or args.reset == "tensor_scale",
-            carry_values=args.carry_values,
-        )
+        self._pruning = args.pruning
         self._pruning.check(self._scope)
         config = ConnectomeConfig(
             target_modules=args.scope,
@@ -251,9 +244,7 @@ class GenerationalTrainer(SharingTrainer):
             "num_survivors": self.connectome.num_survivors,
             "digest": self.connectome.digest,
             "steps": step,
-            "prune_fraction": self.args.prune_fraction,
-            "criterion": self.args.criterion,
-            "selection": self.args.selection,
+            **self.args.pruning_record(),
             "reset": self.args.reset,
         }
         for key in ("loss", "eval_loss"):
@@ -303,9 +294,7 @@ class GenerationalTrainer(SharingTrainer):
             "base_fingerprint",
             "tokenizer_digest",
             "target_modules",
-            "prune_fraction",
-            "criterion",
-            "selection",
+            *self.args.pruning_record(),
             "reset",
             "magnitude",
             "seed",

@@ -13,6 +13,8 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hf_connectome import GenerationalArguments, GenerationalTrainer
 from hf_connectome.errors import ConfigError, ScopeError, UnknownNameError, UnsupportedError
+from hf_connectome.parsing import parse
+from hf_connectome.schedule import CubicSchedule
 
 OWN = sorted(
     {field.name for field in dataclasses.fields(GenerationalArguments)}
@@ -70,6 +72,60 @@ def test_other_max_steps_are_refused() -> None:
     expected = "max_steps is 20, but 3 generations of 7 steps are 21. Leave max_steps out."
     with pytest.raises(ConfigError, match=expected):
         arguments(generations=3, steps_per_generation=7, max_steps=20)
+
+
+# ---- schedules and budgets -----------------------------------------------------------------------
+
+
+def test_final_density_decides_the_fraction_of_the_geometric_schedule() -> None:
+    chosen = arguments(final_density=0.262144)
+    assert chosen.schedule.density_after(6) == pytest.approx(0.262144)
+    assert chosen.schedule.density_after(1) == pytest.approx(0.8)
+    assert "prune_fraction" not in chosen.pruning_record()
+    assert arguments().pruning_record()["prune_fraction"] == 0.2
+    assert dataclasses.replace(chosen, seed=1).schedule == chosen.schedule
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            {"final_density": 0.1, "prune_fraction": 0.3},
+            ConfigError,
+            r"prune_fraction is 0\.3 and final_density 0\.1; .* 6 generations\. Give one of them",
+        ),
+        ({"final_density": 0.0}, ConfigError, "from density 1.0 to final_density 0.0"),
+        ({"pruning_schedule": "cubic"}, ConfigError, "='cubic' needs a final_density"),
+        ({"pruning_schedule": "cubik"}, UnknownNameError, "Did you mean 'cubic'"),
+        ({"budget": "erkk"}, UnknownNameError, "Did you mean 'erk'"),
+        ({"min_survivors": 0}, ConfigError, "min_survivors is 0"),
+        ({"min_survivors": 1.5}, ConfigError, r"min_survivors is 1\.5; expected a whole number"),
+        ({"structure": "2x4"}, ConfigError, "structure is '2x4'; expected '2:4'"),
+        (
+            {"final_density_pattern": {"wte": 2.0}},
+            ConfigError,
+            r"wte is 2\.0; expected a number in",
+        ),
+        ({"structure": "2:4", "selection": "global"}, ConfigError, "it takes no structure"),
+    ],
+    ids=str,
+)
+def test_counts_that_cannot_be_are_refused_before_anything_is_loaded(
+    settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        arguments(**settings)
+
+
+def test_schedules_and_budgets_are_read_from_a_command_line() -> None:
+    line = (
+        "--output_dir o --use_cpu true --pruning_schedule cubic --final_density 1e-1 --budget erk"
+    )
+    line += ' --final_density_pattern {"wte":0.5} --structure rows:4'
+    (chosen,) = parse((GenerationalArguments,), line.split(), prog="x", description="y")
+    assert chosen.schedule == CubicSchedule(0.1, 6)
+    assert chosen.pruning.density_pattern == {"wte": 0.5}
+    assert (chosen.pruning.budget, chosen.pruning.structure) == ("erk", "rows:4")
 
 
 # ---- names ---------------------------------------------------------------------------------------

@@ -22,11 +22,12 @@ from hf_connectome.cli.output import Code, Result, Table
 from hf_connectome.cli.trial import Trial, try_out
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.hosts import wire
+from hf_connectome.modeling import ConnectomeModel
 from hf_connectome.selection import keep
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "CLI.md"
-COMMANDS = ["show", "verify", "diff", "convert", "load-test", "push", "pull", "search"]
+COMMANDS = ["show", "verify", "diff", "convert", "wire", "load-test", "push", "pull", "search"]
 
 
 class Ran:
@@ -312,6 +313,78 @@ def test_show_tells_a_mask_without_signs_and_the_other_codec(run, tmp_path, monk
 def test_show_draws_the_figure_it_is_asked_for(run, folder):
     assert run("show", folder, "--figure", "d.png").code == 0
     assert Path("d.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_show_says_how_many_links_units_have(run, folder):
+    name = "transformer.h.0.mlp.c_fc.weight"
+    found = run("show", folder, "--degrees", "--json").json["degrees"]
+    assert found.keys() == set(storage.read(folder))
+    by_output = storage.read(folder).mask(name).sum(0)  # a Conv1D: 32 inputs, 128 outputs
+    assert found[name]["into_outputs"]["num_units"] == 128
+    assert found[name]["into_outputs"]["most"] == int(by_output.max())
+    assert found[name]["from_inputs"]["mean"] == 32
+    row = next(row for row in run("show", folder, "--degrees").rows if row[0] == name)
+    assert (row[1], row[6]) == ("8.0", "32.0")
+    assert "degrees" not in run("show", folder, "--json").json
+
+
+# ---- wire ----------------------------------------------------------------------------------------
+
+TINY = ("--model-overrides", "n_layer=1,n_embd=16,n_head=2,vocab_size=32,n_positions=8")
+
+
+@pytest.mark.parametrize("wiring", ["brf:r=0.5,degree=uniform", "erk", "random:structure=2:4"])
+def test_wired_connectome_loads_onto_a_fresh_model(run, tmp_path, wiring):
+    out = tmp_path / "w"
+    document = run("wire", out, "--wiring", wiring, *TINY, "--density", 0.5, "--json").json
+    connectome = storage.read(out)
+    assert (document["digest"], document["wiring"]) == (connectome.digest, wiring)
+    assert document["num_survivors"] == connectome.num_weights // 2
+    assert (connectome.config.density, connectome.config.seed) == (0.5, 0)
+    model = ConnectomeModel.from_pretrained(out, seed=0)
+    for name, parameter in model.get_base_model().named_parameters():
+        if name in connectome:
+            assert torch.equal(parameter, 0.02 * connectome.sign(name).float())
+    again = run("wire", tmp_path / "again", "--wiring", wiring, *TINY, "--density", 0.5, "--json")
+    assert again.json["digest"] == connectome.digest
+    other = run("wire", tmp_path / "o", "--wiring", wiring, *TINY, "--seed", 1, "--density", 0.5)
+    assert connectome.digest not in other.out
+
+
+def test_wire_takes_patterns_scope_and_codec(run, tmp_path):
+    options = ("--density-pattern", "wte=1", "--density-pattern", r"h\.0\.mlp\..*=0.125")
+    call = run("wire", tmp_path, *TINY, *options, "--density", 0.5, "--codec", "zstd", "--json")
+    densities = call.json["densities"]
+    assert densities["transformer.wte.weight"] == 1.0
+    assert densities["transformer.h.0.mlp.c_fc.weight"] == 0.125
+    assert densities["transformer.wpe.weight"] == 0.5
+    assert call.json["file"]["codec"] == "zstd"
+    assert storage.read(tmp_path).config.density_pattern == {"wte": 1.0, r"h\.0\.mlp\..*": 0.125}
+    body = run("wire", tmp_path / "body", *TINY, "--scope", "body", "--json").json
+    assert not any("wte" in name or "wpe" in name for name in body["densities"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--wiring", "brff"), "unknown wiring 'brff'. Did you mean 'brf'"),
+        (("--wiring", "csti"), "correlates input features and was given none"),
+        (("--density", "1.5"), "density is 1.5; expected a number in (0, 1]"),
+        (("--density", "1e-4"), "keeps at least one weight"),
+        (("--density-pattern", "wte"), "--density-pattern is 'wte'; expected NAME=DENSITY"),
+        (("--density-pattern", "=0.5"), "--density-pattern is '=0.5'; expected NAME=DENSITY"),
+        (("--density-pattern", "wtf=0.5"), "density_pattern names 'wtf'"),
+        (("--codec", "zip"), "codec"),
+        (("--model", "gtp2"), "'gtp2' is neither a model type"),
+        (("--wiring", "random:structure=3:7"), "which 7 does not divide"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+def test_wire_writes_nothing_when_it_refuses(run, tmp_path, options, message):
+    ran = run("wire", tmp_path / "w", *TINY, *options)
+    assert (ran.code, ran.out) == (1, "")
+    assert message in ran.err
+    assert not (tmp_path / "w").exists()
 
 
 # ---- verify --------------------------------------------------------------------------------------
@@ -708,7 +781,7 @@ def shape(text):
     return [label for label in labels if label != "…"]
 
 
-@pytest.mark.parametrize("command", ["verify", "diff", "convert", "load-test"])
+@pytest.mark.parametrize("command", ["verify", "diff", "convert", "wire", "load-test"])
 def test_documented_output_has_the_shape_of_the_real_one(run, folder, command):
     (call, output), *_ = re.findall(
         r"```\n\$ hf-connectome ([^\n]+)\n(.*?)```", sections()[command], re.DOTALL

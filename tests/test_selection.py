@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_connectome.errors import ScopeError
-from hf_connectome.selection import keep, keep_globally
+from hf_connectome.selection import keep, keep_globally, keep_rows
 
 INF = float("inf")
 NAN = float("nan")
@@ -233,3 +233,41 @@ def test_global_selection_holds_the_scores_of_one_parameter_at_a_time():
     )
     assert set(calls) == set(masks)
     assert max(map(calls.count, masks)) <= 4
+
+
+# ---- row by row ----------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 6), st.integers(1, 8), st.data())
+def test_every_row_keeps_its_best_for_any_ties(rows, columns, data):
+    values = st.sampled_from([-INF, -1.0, -0.0, 0.0, 1.0, 1.0, INF])
+    cells = st.lists(values, min_size=rows * columns, max_size=rows * columns)
+    score = torch.tensor(data.draw(cells)).reshape(rows, columns)
+    alive = st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns)
+    mask = torch.tensor(data.draw(alive)).reshape(rows, columns)
+    num_kept = [data.draw(st.integers(0, n)) for n in mask.sum(1).tolist()]
+    kept = keep_rows(score, mask, torch.tensor(num_kept))
+    for row in range(rows):
+        expected = keep(score[row], mask[row], int(mask[row].sum()) - num_kept[row])
+        assert torch.equal(kept[row], expected)
+
+
+@pytest.mark.parametrize(
+    ("num_kept", "message"),
+    [
+        (3, "'h.0': cannot keep 3 weights of row 1, which has 2 survivors. Keep fewer"),
+        (-1, "'h.0': cannot keep -1 weights of row 0"),
+        (torch.tensor([0, 3]), "'h.0': cannot keep 3 weights of row 1"),
+    ],
+)
+def test_row_is_refused_when_it_has_too_few(num_kept, message):
+    mask = torch.tensor([[True, True, True], [True, False, True]])
+    with pytest.raises(ScopeError, match=message):
+        keep_rows(torch.ones(2, 3), mask, num_kept, name="h.0")
+
+
+def test_rows_with_diverged_scores_are_refused_by_name():
+    score = torch.tensor([[1.0, NAN]])
+    with pytest.raises(ScopeError, match=r"'h\.0' has NaN scores on survivors"):
+        keep_rows(score, torch.tensor([[True, True]]), 1, name="h.0")
+    assert keep_rows(score, torch.tensor([[True, False]]), 1).tolist() == [[True, False]]

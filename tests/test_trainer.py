@@ -20,6 +20,7 @@ from hf_connectome import Connectome, GenerationalArguments, GenerationalTrainer
 from hf_connectome.data import collate
 from hf_connectome.errors import ConfigError, RunError, ScopeError, StorageError
 from hf_connectome.runs import last_checkpoint
+from hf_connectome.scope import resolve
 
 WORKER = Path(evolve_worker.__file__)
 
@@ -201,6 +202,37 @@ def test_resume_is_bit_identical_wherever_it_stopped(finished, tmp_path, step):
     run = evolve_worker.trainer(tmp_path)
     run.train(resume_from_checkpoint=True if last_checkpoint(tmp_path) else None)
     assert outcome(run) == outcome(finished)
+
+
+def test_resume_is_bit_identical_under_another_schedule_budget_and_structure(tmp_path):
+    settings = {
+        "pruning_schedule": "cubic",
+        "final_density": 0.1,
+        "budget": "erk",
+        "final_density_pattern": {"wte": 0.5},
+        "structure": "block:4x4",
+    }
+    whole = evolve_worker.trainer(tmp_path / "whole", **settings)
+    whole.train()
+    counts = {name: entry.num_survivors for name, entry in whole.connectome.items()}
+    scope = resolve(whole.model)
+    alive = {name: parameter.num_weights for name, parameter in scope.items()}
+    for generation in (1, 2, 3):
+        alive = whole.args.pruning.survivors(scope, alive, generation)
+        saved = Connectome.from_pretrained(whole.generation_folder(generation))
+        assert {name: entry.num_survivors for name, entry in saved.items()} == alive
+    assert counts["transformer.wte.weight"] == 1024
+    row = whole.connectome.lineage[-1]
+    assert {key: row[key] for key in settings} == settings
+    run = evolve_worker.trainer(tmp_path / "run", **settings)
+    run.add_callback(StopAt(9))
+    run.train()
+    run = evolve_worker.trainer(tmp_path / "run", **settings)
+    run.train(resume_from_checkpoint=True)
+    assert outcome(run) == outcome(whole)
+    other = evolve_worker.trainer(tmp_path / "run", **settings | {"budget": "uniform"})
+    with pytest.raises(RunError, match="budget is 'erk' there, 'uniform' here"):
+        other.train(resume_from_checkpoint=True)
 
 
 def test_kill_at_three_random_moments_changes_nothing(finished, tmp_path):

@@ -19,7 +19,7 @@ def scope_of(**shapes):
     return {name: ScopedParameter(name, shape, "out_in") for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("name", list(wirings))
+@pytest.mark.parametrize("name", [n for n in wirings if not wirings.get(n).needs_data])
 def test_wiring_keeps_the_contract(name):
     check_wiring(wirings.get(name)())
 

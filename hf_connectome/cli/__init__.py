@@ -14,6 +14,7 @@ from hf_connectome.cli.converting import convert, load_test
 from hf_connectome.cli.inspecting import diff, show, verify
 from hf_connectome.cli.output import Command, Result
 from hf_connectome.cli.sharing import pull, push, search
+from hf_connectome.cli.wiring import wire
 
 __all__ = ["app", "main"]
 
@@ -71,6 +72,10 @@ _COMMANDS: dict[Callable[..., Result], list[str]] = {
         "convert runs/cpu/generation-6 small --codec zstd",
         "convert my-pruned-gpt2 my-connectome --exclude wpe",
         "convert out/run/model_generation_5.pt paper-connectome",
+    ],
+    wire: [
+        "wire my-wiring --wiring brf:r=0.3 --density 0.05",
+        "wire my-wiring --wiring erk --model llama --model-overrides num_hidden_layers=2",
     ],
     load_test: ["load-test runs/cpu/generation-6"],
     push: ["push runs/cpu owner/name --license apache-2.0"],

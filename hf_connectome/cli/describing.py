@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,6 +59,13 @@ def modules(connectome: "Connectome") -> list[dict[str, Any]]:
         }
         for kind in densities_by_kind(connectome)
     ]
+
+
+def degrees(connectome: "Connectome") -> dict[str, Any]:
+    """Return the degrees of every parameter by name (analysis.degrees)."""
+    from hf_connectome.analysis.degrees import degrees
+
+    return {name: asdict(found) for name, found in degrees(connectome).items()}
 
 
 def layers(names: Iterable[str]) -> dict[str, list[str]]:

@@ -20,6 +20,7 @@ from hf_connectome.cli.options import (
 )
 from hf_connectome.cli.output import Code, Facts, Result, Table, count, share
 from hf_connectome.cli.sizes import size
+from hf_connectome.cli.wiring import degree_table
 from hf_connectome.errors import (
     ConfigError,
     FormatError,
@@ -43,6 +44,9 @@ def show(
         Path | None,
         typer.Option(help="Draw density by layer and module into this PNG (needs matplotlib)."),
     ] = None,
+    degrees: Annotated[
+        bool, typer.Option("--degrees", help="Say how many links the units of a parameter have.")
+    ] = False,
     revision: Revision = None,
     subfolder: Subfolder = None,
     token: Token = None,
@@ -67,6 +71,9 @@ def show(
         _draw(connectome, figure)
         document["figure"] = str(figure)
     parts = [_identity(document), _lineage(document), _densities(connectome, every)]
+    if degrees:
+        document["degrees"] = describing.degrees(connectome)
+        parts.append(degree_table(document["degrees"]))
     return Result(document, [part for part in parts if part is not None], json)
 
 

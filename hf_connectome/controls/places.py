@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hf_connectome.scope import RAW
+from hf_connectome import scope
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def is_stack(entry: SignedMask) -> bool:
-    """Whether the parameter holds matrices in its last two dimensions instead of being one."""
-    return entry.orientation == RAW and len(entry.shape) > 2
+    """Whether the parameter holds matrices in its last two dimensions (scope.is_stack)."""
+    return scope.is_stack(entry.shape, entry.orientation)
 
 
 def stacked(entry: SignedMask, array: NDArray[Any]) -> NDArray[Any]:

@@ -3,59 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from hf_connectome.connectome import Connectome, SignedMask
-from hf_connectome.errors import ScopeError, some
-from hf_connectome.seeding import generator
+from hf_connectome.scope import ScopedParameter
 from hf_connectome.selection import keep
-from hf_connectome.wirings.base import Wiring, wirings
+from hf_connectome.structures import make_structure
+from hf_connectome.wirings.base import ParameterWiring, wirings
 
 if TYPE_CHECKING:
-    from hf_connectome.scope import ScopedParameter
+    from torch import Tensor
+
+    from hf_connectome.connectome import SignedMask
+
+
+@wirings.register("random")
+@dataclass(frozen=True)
+class RandomWiring(ParameterWiring):
+    """Uniform places, fair signs: the wiring of the paper's RandomConnectome.
+
+    With a ``structure`` (structures.py) what is drawn is which of its groups live; a count is
+    rounded up to the next one that the structure can have.
+    """
+
+    structure: str = ""
+
+    paper = "Kotar & Tuckute 2025, Model Connectomes (RandomConnectome)"
+    citation = "arXiv:2504.21047"
+
+    def __post_init__(self) -> None:
+        if self.structure:
+            make_structure(self.structure)
+
+    def counts(
+        self, scope: Mapping[str, ScopedParameter], density: float | Mapping[str, float]
+    ) -> dict[str, int]:
+        """Return round(density * n), or the next count that the structure can have."""
+        counts = super().counts(scope, density)
+        if self.structure:
+            structure = make_structure(self.structure)
+            counts = {name: structure.count(n, scope[name]) for name, n in counts.items()}
+            for name, count in counts.items():
+                structure.check_last(count, scope[name])
+        return counts
+
+    def mask(self, parameter: ScopedParameter, num_survivors: int, draw: torch.Generator) -> Tensor:
+        """Draw a score for every weight and keep the highest."""
+        score = torch.rand(parameter.shape, generator=draw)
+        everything = torch.ones(parameter.shape, dtype=torch.bool)
+        if self.structure:
+            structure = make_structure(self.structure)
+            return structure.keep(score, everything, num_survivors, parameter)
+        n_drop = parameter.num_weights - num_survivors
+        return keep(score, everything, n_drop, name=parameter.name)
 
 
 def draw_entry(
     shape: tuple[int, ...], num_survivors: int, seed: int, name: str, orientation: str = "raw"
 ) -> SignedMask:
     """Draw ``num_survivors`` places uniformly and a fair sign for each."""
-    draw = generator(seed, name, "wiring")
-    score = torch.rand(shape, generator=draw)
-    everything = torch.ones(shape, dtype=torch.bool)
-    mask = keep(score, everything, everything.numel() - num_survivors, name=name)
-    sign = torch.randint(0, 2, shape, generator=draw, dtype=torch.int8) * 2 - 1
-    return SignedMask.pack(mask, sign, orientation=orientation)
-
-
-@wirings.register("random")
-class RandomWiring(Wiring):
-    """Uniform places, fair signs: the wiring of the paper's RandomConnectome."""
-
-    paper = "Kotar & Tuckute 2025, Model Connectomes (RandomConnectome)"
-    citation = "arXiv:2504.21047"
-
-    def build(
-        self, scope: Mapping[str, ScopedParameter], density: float | Mapping[str, float], seed: int
-    ) -> Connectome:
-        """Draw each parameter from its own generator; see :class:`Wiring`."""
-        if isinstance(density, Mapping) and (missing := [n for n in scope if n not in density]):
-            raise ScopeError(
-                f"there is no density for {some(missing)}; expected one for every parameter in "
-                "scope. Give it, or one number for all."
-            )
-        entries = {}
-        for name, parameter in scope.items():
-            wanted = density[name] if isinstance(density, Mapping) else density
-            num_weights = torch.Size(parameter.shape).numel()
-            num_survivors = round(wanted * num_weights) if 0.0 < wanted <= 1.0 else 0
-            if num_survivors == 0:
-                raise ScopeError(
-                    f"{name!r}: density {wanted} of {num_weights} weights; expected a density in "
-                    "(0, 1] that keeps at least one weight."
-                )
-            entries[name] = draw_entry(
-                parameter.shape, num_survivors, seed, name, parameter.orientation
-            )
-        return Connectome(entries)
+    return RandomWiring().draw(ScopedParameter(name, shape, orientation), num_survivors, seed)
