@@ -47,7 +47,15 @@ class GenerationalArguments(TrainingArguments):
     selection: str = field(
         default="per-tensor",
         metadata={
-            "help": "Rank weights within each parameter (per-tensor, the paper's) or global."
+            "help": "Rank weights within each parameter (per-tensor, the paper's), within each of "
+            "its outputs (per-row, Wanda's) or global."
+        },
+    )
+    calibration_batches: int = field(
+        default=8,
+        metadata={
+            "help": "Training batches, of per_device_train_batch_size, on which a criterion that "
+            "needs more than weights is measured at the end of each generation."
         },
     )
     reset: str = field(
@@ -127,6 +135,7 @@ class GenerationalArguments(TrainingArguments):
             ("generations", int),
             ("steps_per_generation", int),
             ("rewind_steps", int),
+            ("calibration_batches", int),
             ("prune_fraction", (int, float)),
             ("magnitude", (int, float)),
         ):
@@ -134,11 +143,9 @@ class GenerationalArguments(TrainingArguments):
             if not isinstance(value, kind) or isinstance(value, bool):
                 expected = "a whole number" if kind is int else "a number"
                 raise ConfigError(f"{name} is {value!r}; expected {expected}.")
-        if self.per_device_train_batch_size < 1:
-            raise ConfigError(
-                f"per_device_train_batch_size is {self.per_device_train_batch_size}; expected at "
-                "least 1."
-            )
+        for name in ("per_device_train_batch_size", "calibration_batches"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1.")
         if not 0.0 < self.magnitude < float("inf"):
             raise ConfigError(f"magnitude is {self.magnitude}; expected a positive number.")
 

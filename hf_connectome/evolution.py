@@ -7,28 +7,33 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_connectome.calibration import measure, model_loss
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.criteria import CriterionContext, criteria
 from hf_connectome.errors import ConfigError, ScopeError, UnknownNameError, did_you_mean
 from hf_connectome.hosts import check_host, full_tensor, wire
 from hf_connectome.scope import parameters_of, unwrap
-from hf_connectome.selection import keep, keep_globally
+from hf_connectome.selection import keep, keep_globally, keep_per_row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hf_connectome.calibration.subject import Batch, Loss
     from hf_connectome.config import ConnectomeConfig
+    from hf_connectome.criteria import Statistics
     from hf_connectome.schedule import GeometricSchedule
     from hf_connectome.scope import ScopedParameter
 
 SELECTIONS = {
     "per-tensor": "every parameter drops the same fraction of its own survivors (the paper's)",
+    "per-row": "as per-tensor, ranked within each output, which all keep equally many (Wanda's)",
     "global": "all parameters are ranked together; each keeps at least one weight",
 }
 
@@ -43,6 +48,11 @@ class Pruning:
     seed: int = 0
     carry_scales: bool = True
     carry_values: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the criterion asks for beside the weights."""
+        return criteria.get(self.criterion).needs
 
     def check(self, scope: Mapping[str, ScopedParameter]) -> None:
         """Refuse, before any training, a run that would leave a parameter without survivors.
@@ -85,7 +95,11 @@ def dense_connectome(
 
 @torch.no_grad()
 def next_generation(
-    model: nn.Module, connectome: Connectome, pruning: Pruning, config: ConnectomeConfig
+    model: nn.Module,
+    connectome: Connectome,
+    pruning: Pruning,
+    config: ConnectomeConfig,
+    statistics: Statistics = MappingProxyType({}),
 ) -> Connectome:
     """Drop the weakest survivors of a trained model and record the signs of the rest.
 
@@ -94,6 +108,7 @@ def next_generation(
         connectome: the generation that was trained.
         pruning: criterion, schedule and selection.
         config: what the new connectome records of itself.
+        statistics: what the criterion needs (calibration.measure).
 
     Returns:
         The next generation. Per tensor, exactly round(f * survivors) are gone; globally,
@@ -101,6 +116,7 @@ def next_generation(
 
     Raises:
         ScopeError: a score is NaN (the run diverged).
+        ConfigError: the criterion needs a statistic that is not given.
     """
     parameters = check_host(connectome, model)
     criterion = criteria.get(pruning.criterion)()
@@ -110,7 +126,12 @@ def next_generation(
         return full_tensor(parameters[name]).cpu()
 
     def score_of(name: str) -> Tensor:
-        context = CriterionContext(name=name, seed=pruning.seed, generation=generation)
+        context = CriterionContext(
+            name=name,
+            seed=pruning.seed,
+            generation=generation,
+            statistics={kind: measured[name] for kind, measured in statistics.items()},
+        )
         return criterion.score(weight_of(name), connectome.mask(name), context)
 
     masks = _select(connectome, score_of, pruning)
@@ -125,6 +146,38 @@ def next_generation(
         )
     values = _small_values(model, connectome) if pruning.carry_values else None
     return Connectome(entries, values=values, config=config)
+
+
+def prune_in_rounds(
+    model: nn.Module,
+    connectome: Connectome,
+    pruning: Pruning,
+    batches: Sequence[Batch],
+    *,
+    loss: Loss = model_loss,
+) -> Connectome:
+    """Prune in rounds without training between them; the criterion is measured anew in each.
+
+    Args:
+        model: the host under ``connectome``, often a fresh one; not changed.
+        connectome: where to start, such as :func:`dense_connectome`.
+        pruning: its schedule's generations are the rounds; the fraction f of n rounds leaves
+            (1 - f)^n, so for a density d it is 1 - d^(1/n).
+        batches: what the criterion is measured on (calibration.measure).
+        loss: of model and batch.
+
+    Source:
+        Tanaka et al. 2020, SynFlow: 100 rounds, exponentially down to the density. One round is
+        SNIP's and GraSP's pruning at initialisation.
+    """
+    assert connectome.config is not None
+    host = copy.deepcopy(unwrap(model))
+    for _ in range(pruning.schedule.num_generations):
+        statistics = measure(host, connectome, batches, pruning.needs, loss=loss)
+        config = replace(connectome.config, generation=connectome.config.generation + 1)
+        connectome = next_generation(host, connectome, pruning, config, statistics)
+        wire(host, connectome.replace(values={}), reset="keep")
+    return connectome
 
 
 def reset_host(
@@ -179,12 +232,14 @@ def _select(
 ) -> Callable[[str], Tensor]:
     """Return name -> new mask; per tensor it is made when asked for, so one is in memory."""
     schedule = pruning.schedule
-    if pruning.selection == "per-tensor":
+    if pruning.selection != "global":
 
         def per_tensor(name: str) -> Tensor:
             entry = connectome[name]
-            n_drop = schedule.n_drop(entry.num_survivors)
-            return keep(score_of(name), entry.mask(), n_drop, name=name)
+            n_drop, score, mask = schedule.n_drop(entry.num_survivors), score_of(name), entry.mask()
+            if pruning.selection == "per-row":
+                return keep_per_row(score, mask, n_drop, orientation=entry.orientation, name=name)
+            return keep(score, mask, n_drop, name=name)
 
         return per_tensor
     masks = {name: connectome.mask(name) for name in connectome}
