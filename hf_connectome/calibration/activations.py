@@ -61,7 +61,8 @@ class _Call:
     def _input_of_embedding(self) -> Tensor:
         """Return 1, or by how much an embedding scales its rows (Gemma's does)."""
         twin = copy.copy(self.module)
-        twin._parameters = {"weight": torch.ones_like(self.module.weight)}  # type: ignore[arg-type]
+        ones = torch.ones_like(self.module.weight)  # type: ignore[arg-type]
+        twin._parameters = {"weight": nn.Parameter(ones, requires_grad=False)}
         scales: Tensor = type(twin).forward(twin, *self.arguments, **self.options)
         return scales
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -29,9 +29,15 @@ class Training(Protocol):
     args: Any
     train_dataset: Any
     data_collator: Any
-    compute_loss: Callable[..., Any]
-    _prepare_inputs: Callable[..., Any]
-    _get_collator_with_removed_columns: Callable[..., Any]
+
+    def compute_loss(self, model: Any, inputs: Any, /) -> Any:
+        """Return the loss of a batch."""
+
+    def _prepare_inputs(self, inputs: Any, /) -> Any:
+        """Return the batch on the model's device."""
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, /) -> Any:
+        """Return the collator, blind to columns that are not the model's."""
 
 
 class Calibrator:
