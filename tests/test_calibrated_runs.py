@@ -27,8 +27,14 @@ from hf_connectome.scope import output_rows
 
 
 def trainer(folder, criterion, **options):
-    settings = {"criterion": criterion, "calibration_batches": 2, "generations": 2, **options}
-    return evolve_worker.trainer(folder, **settings)
+    settings = {
+        "criterion": criterion,
+        "calibration_batches": 2,
+        "generations": 2,
+        "steps_per_generation": 3,
+        "save_steps": 2,
+    }
+    return evolve_worker.trainer(folder, **{**settings, **options})
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,7 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("criterion", "step"),
-    [("movement", 4), ("movement", 6), ("movement", 12), ("taylor", 6), ("wanda", 12)],
+    [("movement", 2), ("movement", 3), ("movement", 6), ("taylor", 3), ("wanda", 6)],
 )
 def test_resume_is_bit_identical_within_a_generation_and_at_its_end(
     whole, tmp_path, criterion, step
@@ -90,7 +96,7 @@ def test_every_criterion_has_its_own_survivors_and_leaves_the_random_state_alone
 
 
 def test_rows_keep_equally_many_when_compared_per_row(tmp_path):
-    run = trainer(tmp_path, "wanda", selection="per-row", steps_per_generation=2)
+    run = trainer(tmp_path, "wanda", selection="per-row", steps_per_generation=1)
     run.train()
     assert [row["selection"] for row in run.connectome.lineage] == ["per-row"] * 2
     for entry in run.connectome.values():
@@ -189,8 +195,8 @@ def test_there_is_at_least_one_batch(value):
 
 def test_checkpoint_without_movement_is_refused(whole, tmp_path):
     run = trainer(tmp_path, "movement")
-    run.add_callback(StopAt(4))
+    run.add_callback(StopAt(2))
     run.train()
-    (tmp_path / "checkpoint-4" / "movement.safetensors").unlink()
+    (tmp_path / "checkpoint-2" / "movement.safetensors").unlink()
     with pytest.raises(RunError, match=r"movement\.safetensors is missing or damaged"):
         trainer(tmp_path, "movement").train(resume_from_checkpoint=True)
