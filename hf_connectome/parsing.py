@@ -36,6 +36,7 @@ def parse(
     prog: str,
     description: str,
     config_dir: Path | None = None,
+    default_config: str | None = None,
 ) -> tuple[Any, ...]:
     """Fill one instance of each dataclass: command line over ``--config`` files over defaults.
 
@@ -49,6 +50,7 @@ def parse(
         prog: Shown in the help text.
         description: Shown in the help text.
         config_dir: Where ``--config openstax`` finds ``openstax.yaml``; paths work without it.
+        default_config: What comes before every other file.
 
     Returns:
         The instances, in the order of ``dataclass_types``.
@@ -63,7 +65,7 @@ def parse(
     parser = _make_parser(dataclass_types, hints, prog=prog, description=description)
     files, given = _read_command_line(parser, argv, hints)
     settings: dict[str, object] = {}
-    for name in files:
+    for name in [*([] if default_config is None else [default_config]), *files]:
         settings |= _read_file(_find_config(name, config_dir), hints)
     settings |= given
     return tuple(_build(kind, settings) for kind in dataclass_types)
