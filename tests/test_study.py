@@ -30,11 +30,12 @@ def run(study, criterion, seed, loss, boundary=0.5):
 def test_shares_are_all_runs_once_and_whole_pairs_come_first(study):
     whole = study.StudyArguments(criteria=["magnitude", "snip", "wanda"], seeds=2)
     assert whole.runs()[:3] == [("magnitude", 0), ("snip", 0), ("wanda", 0)]
-    shares = [
-        study.StudyArguments(criteria=whole.criteria, seeds=2, shard=f"{i}/4").runs()
-        for i in range(4)
+    shared = [
+        run
+        for share in range(4)
+        for run in study.StudyArguments(whole.criteria, seeds=2, shard=f"{share}/4").runs()
     ]
-    assert sorted(sum(shares, [])) == sorted(whole.runs())
+    assert sorted(shared) == sorted(whole.runs())
 
 
 @pytest.mark.parametrize("shard", ["2/2", "1", "-1/2", "a/b", "0/0", "1/2/3"])

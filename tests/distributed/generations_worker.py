@@ -113,9 +113,6 @@ def main(output: Path) -> None:
         measured = trainer(output / criterion, criterion=criterion)
         measured.train()
         results[criterion] = on_every_rank(outcome(measured))
-        resumed = trainer(output / criterion, seed=1, criterion=criterion)
-        resumed.train(resume_from_checkpoint=str(output / criterion / "checkpoint-4"))
-        results[f"{criterion} resumed"] = on_every_rank(outcome(resumed))
 
     try:
         trainer(output / "astray", LeadAstray()).train()
