@@ -60,7 +60,15 @@ class GenerationalArguments(TrainingArguments):
     selection: str = field(
         default="per-tensor",
         metadata={
-            "help": "Rank weights within each parameter (per-tensor, the paper's) or global."
+            "help": "Rank weights within each parameter (per-tensor, the paper's), within each of "
+            "its outputs (per-row, Wanda's) or global."
+        },
+    )
+    calibration_batches: int = field(
+        default=8,
+        metadata={
+            "help": "Training batches, of per_device_train_batch_size, on which a criterion that "
+            "needs more than weights is measured at the end of each generation."
         },
     )
     budget: str = field(
@@ -190,6 +198,7 @@ class GenerationalArguments(TrainingArguments):
             ("steps_per_generation", int),
             ("rewind_steps", int),
             ("min_survivors", int),
+            ("calibration_batches", int),
             ("prune_fraction", (int, float)),
             ("magnitude", (int, float)),
         ):
@@ -203,11 +212,9 @@ class GenerationalArguments(TrainingArguments):
                 f"prune_fraction is {self.prune_fraction} and final_density {self.final_density}; "
                 f"each decides the other in {self.generations} generations. Give one of them."
             )
-        if self.per_device_train_batch_size < 1:
-            raise ConfigError(
-                f"per_device_train_batch_size is {self.per_device_train_batch_size}; expected at "
-                "least 1."
-            )
+        for name in ("per_device_train_batch_size", "calibration_batches"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1.")
         if not 0.0 < self.magnitude < float("inf"):
             raise ConfigError(f"magnitude is {self.magnitude}; expected a positive number.")
 

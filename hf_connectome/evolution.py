@@ -7,29 +7,34 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hf_connectome.budgets import BUDGETS, check_budget, check_density, check_floor, matched
+from hf_connectome.calibration import measure, model_loss
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.criteria import CriterionContext, criteria
 from hf_connectome.errors import ConfigError, ScopeError, UnknownNameError, did_you_mean
 from hf_connectome.hosts import check_host, full_tensor, wire
 from hf_connectome.scope import ScopedParameter, parameters_of, unwrap
-from hf_connectome.selection import keep, keep_globally
+from hf_connectome.selection import keep, keep_globally, keep_per_row
 from hf_connectome.structures import make_structure
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hf_connectome.calibration.subject import Batch, Loss
     from hf_connectome.config import ConnectomeConfig
+    from hf_connectome.criteria import Statistics
     from hf_connectome.schedule import Schedule
 
 SELECTIONS = {
     "per-tensor": "every parameter drops the same fraction of its own survivors (the paper's)",
+    "per-row": "as per-tensor, ranked within each output, which all keep equally many (Wanda's)",
     "global": "all parameters are ranked together; each keeps at least min_survivors",
 }
 
@@ -48,6 +53,11 @@ class Pruning:
     min_survivors: int = 1
     density_pattern: Mapping[str, float] = field(default_factory=dict)
     structure: str | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the criterion asks for beside the weights."""
+        return criteria.get(self.criterion).needs
 
     def check_settings(self) -> None:
         """Refuse what no model could make work.
@@ -73,6 +83,11 @@ class Pruning:
             "density_pattern": bool(self.density_pattern),
             "structure": self.structure is not None,
         }
+        if self.selection == "per-row" and self.structure is not None:
+            raise ConfigError(
+                f"selection='per-row' and structure={self.structure!r} each say which weights of a "
+                "row live together. Use selection='per-tensor', or leave structure out."
+            )
         if self.selection == "global" and (named := [n for n, given in excluded.items() if given]):
             raise ConfigError(
                 f"selection='global' ranks all weights together, so it takes no {named[0]}. Use "
@@ -165,7 +180,11 @@ def dense_connectome(
 
 @torch.no_grad()
 def next_generation(
-    model: nn.Module, connectome: Connectome, pruning: Pruning, config: ConnectomeConfig
+    model: nn.Module,
+    connectome: Connectome,
+    pruning: Pruning,
+    config: ConnectomeConfig,
+    statistics: Statistics = MappingProxyType({}),
 ) -> Connectome:
     """Drop the weakest survivors of a trained model and record the signs of the rest.
 
@@ -174,6 +193,7 @@ def next_generation(
         connectome: the generation that was trained.
         pruning: criterion, schedule and selection.
         config: what the new connectome records of itself.
+        statistics: what the criterion needs (calibration.measure).
 
     Returns:
         The next generation, with exactly the survivors of :meth:`Pruning.survivors`; globally,
@@ -181,6 +201,7 @@ def next_generation(
 
     Raises:
         ScopeError: a score is NaN (the run diverged).
+        ConfigError: the criterion needs a statistic that is not given.
     """
     parameters = check_host(connectome, model)
     criterion = criteria.get(pruning.criterion)()
@@ -190,7 +211,12 @@ def next_generation(
         return full_tensor(parameters[name]).cpu()
 
     def score_of(name: str) -> Tensor:
-        context = CriterionContext(name=name, seed=pruning.seed, generation=generation)
+        context = CriterionContext(
+            name=name,
+            seed=pruning.seed,
+            generation=generation,
+            statistics={kind: measured[name] for kind, measured in statistics.items()},
+        )
         return criterion.score(weight_of(name), connectome.mask(name), context)
 
     masks = _select(connectome, score_of, pruning, config.generation)
@@ -205,6 +231,38 @@ def next_generation(
         )
     values = _small_values(model, connectome) if pruning.carry_values else None
     return Connectome(entries, values=values, config=config)
+
+
+def prune_in_rounds(
+    model: nn.Module,
+    connectome: Connectome,
+    pruning: Pruning,
+    batches: Sequence[Batch],
+    *,
+    loss: Loss = model_loss,
+) -> Connectome:
+    """Prune in rounds without training between them; the criterion is measured anew in each.
+
+    Args:
+        model: the host under ``connectome``, often a fresh one; not changed.
+        connectome: where to start, such as :func:`dense_connectome`.
+        pruning: its schedule's generations are the rounds; the fraction f of n rounds leaves
+            (1 - f)^n, so for a density d it is 1 - d^(1/n).
+        batches: what the criterion is measured on (calibration.measure).
+        loss: of model and batch.
+
+    Source:
+        Tanaka et al. 2020, SynFlow: 100 rounds, exponentially down to the density. One round is
+        SNIP's and GraSP's pruning at initialisation.
+    """
+    assert connectome.config is not None
+    host = copy.deepcopy(unwrap(model))
+    for _ in range(pruning.schedule.num_generations):
+        statistics = measure(host, connectome, batches, pruning.needs, loss=loss)
+        config = replace(connectome.config, generation=connectome.config.generation + 1)
+        connectome = next_generation(host, connectome, pruning, config, statistics)
+        wire(host, connectome.replace(values={}), reset="keep")
+    return connectome
 
 
 def reset_host(
@@ -261,17 +319,20 @@ def _select(
     generation: int,
 ) -> Callable[[str], Tensor]:
     """Return name -> new mask; per tensor it is made when asked for, so one is in memory."""
-    if pruning.selection == "per-tensor":
+    if pruning.selection != "global":
         scope = {n: ScopedParameter(n, e.shape, e.orientation) for n, e in connectome.items()}
         alive = {name: entry.num_survivors for name, entry in connectome.items()}
         num_kept = pruning.survivors(scope, alive, generation)
 
         def per_tensor(name: str) -> Tensor:
             score, mask = score_of(name), connectome.mask(name)
-            if pruning.structure is None:
-                return keep(score, mask, alive[name] - num_kept[name], name=name)
-            structure = make_structure(pruning.structure)
-            return structure.keep(score, mask, num_kept[name], scope[name])
+            if pruning.structure is not None:
+                structure = make_structure(pruning.structure)
+                return structure.keep(score, mask, num_kept[name], scope[name])
+            n_drop, orientation = alive[name] - num_kept[name], scope[name].orientation
+            if pruning.selection == "per-row":
+                return keep_per_row(score, mask, n_drop, orientation=orientation, name=name)
+            return keep(score, mask, n_drop, name=name)
 
         return per_tensor
     masks = {name: connectome.mask(name) for name in connectome}

@@ -20,6 +20,7 @@ from typing import Any, NoReturn, get_origin, get_type_hints
 
 from hf_connectome.coercion import Text, choices, coerce, members, nearest, split_items
 from hf_connectome.errors import ConfigError, ConnectomeError, some
+from hf_connectome.plugins import import_plugin
 
 TRACEBACK_VARIABLE = "HF_CONNECTOME_TRACEBACK"
 
@@ -35,9 +36,11 @@ def parse(
     prog: str,
     description: str,
     config_dir: Path | None = None,
+    default_config: str | None = None,
 ) -> tuple[Any, ...]:
     """Fill one instance of each dataclass: command line over ``--config`` files over defaults.
 
+    First of all, ``--import my_module`` imports the plug-ins of others.
     ``--config`` may come several times; later files override earlier ones. Unquoted ``null`` clears
     an optional setting, in a file and on the command line. A list takes ``a b`` or ``a,b``.
 
@@ -47,19 +50,22 @@ def parse(
         prog: Shown in the help text.
         description: Shown in the help text.
         config_dir: Where ``--config openstax`` finds ``openstax.yaml``; paths work without it.
+        default_config: What comes before every other file.
 
     Returns:
         The instances, in the order of ``dataclass_types``.
 
     Raises:
         ConfigError: An unknown option, key or file, a value of the wrong type, a required setting
-            that is missing, or a ValueError of a dataclass's own check.
+            that is missing, a ValueError of a dataclass's own check, or a plug-in that cannot be
+            imported.
     """
+    _import_plugins(argv)
     hints = {name: hint for kind in dataclass_types for name, hint in _init_hints(kind).items()}
     parser = _make_parser(dataclass_types, hints, prog=prog, description=description)
     files, given = _read_command_line(parser, argv, hints)
     settings: dict[str, object] = {}
-    for name in files:
+    for name in [*([] if default_config is None else [default_config]), *files]:
         settings |= _read_file(_find_config(name, config_dir), hints)
     settings |= given
     return tuple(_build(kind, settings) for kind in dataclass_types)
@@ -117,6 +123,29 @@ def settings_difference(old: Mapping[str, object], new: Mapping[str, object]) ->
 
 
 # Files and the command line
+
+
+def _import_plugins(argv: Sequence[str] | None) -> None:
+    """Import what ``--import`` names, before a setting is checked against what is registered."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    _add_import(parser)
+    try:
+        namespace, _ = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error)) from error
+    for name in getattr(namespace, "import", []):
+        import_plugin(name)
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--import",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="MODULE",
+        help="module with a criterion or other plug-in of your own: a dotted name or the path of a "
+        ".py file; may come several times",
+    )
 
 
 def _find_config(name: str, config_dir: Path | None) -> Path:
@@ -300,6 +329,7 @@ def _make_parser(
         metavar="NAME",
         help="YAML file of settings; several are merged, later over earlier",
     )
+    _add_import(parser)
     owners: dict[type[Any], list[dataclasses.Field[Any]]] = {}
     for kind in dataclass_types:
         for field in _init_fields(kind):

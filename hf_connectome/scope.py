@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from hf_connectome.errors import ScopeError, did_you_mean, some
@@ -155,6 +157,26 @@ def fingerprint(parameters: Iterable[tuple[str, Sequence[int], str]]) -> str:
     rows = sorted([name, list(shape), orientation] for name, shape, orientation in parameters)
     text = json.dumps(rows, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def output_rows(shape: Sequence[int], orientation: str) -> Tensor:
+    """Number the output that each weight leads to: its row in the (out, in) sense.
+
+    An embedding leads from tokens to dimensions, so its rows are its columns as stored; a row of a
+    convolution is a channel. Of a raw parameter, all dimensions but the last count rows.
+
+    Returns:
+        int64, of ``shape``.
+
+    Example:
+        >>> output_rows((2, 3), OUT_IN).tolist(), output_rows((2, 3), IN_OUT).tolist()
+        ([[0, 0, 0], [1, 1, 1]], [[0, 1, 2], [0, 1, 2]])
+    """
+    if orientation in (IN_OUT, EMBEDDING):
+        return torch.arange(shape[-1]).expand(*shape)
+    outputs = shape[:-1] if orientation == RAW else shape[:1]
+    rows = torch.arange(math.prod(outputs)).reshape(*outputs, *[1] * (len(shape) - len(outputs)))
+    return rows.expand(*shape)
 
 
 def _owners(model: nn.Module) -> dict[str, nn.Module]:

@@ -6,6 +6,7 @@ What the scores mean is not known here (criteria/), nor how many to drop (schedu
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from hf_connectome.errors import ScopeError
+from hf_connectome.scope import output_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,6 +64,60 @@ def keep(score: Tensor, mask: Tensor, n_drop: int, *, name: str = "parameter") -
         kept &= flat >= threshold
         _drop_first_ties(kept, flat, threshold, num_survivors - n_drop)
     return torch.from_numpy(kept.reshape(tuple(mask.shape))).to(mask.device)
+
+
+def keep_per_row(
+    score: Tensor, mask: Tensor, n_drop: int, *, orientation: str, name: str = "parameter"
+) -> Tensor:
+    """Drop exactly ``n_drop`` survivors, the weakest of each output row.
+
+    All rows end with equally many survivors, as far as they have them; where that leaves a
+    remainder, later rows keep one more. Ties within a row go to the lower flat index.
+
+    Args:
+        score: as in :func:`keep`; compared within a row only.
+        mask: bool, same shape.
+        n_drop: how many survivors lose their place in all.
+        orientation: how the parameter is stored, which says what a row is (scope.output_rows).
+        name: what to call the parameter in an error.
+
+    Returns:
+        bool, same shape: a subset of ``mask`` with ``n_drop`` fewer True.
+
+    Raises:
+        ScopeError: as :func:`keep`.
+
+    Source:
+        Sun et al. 2023, Wanda: weights are compared within each output.
+
+    Example:
+        >>> score, everything = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2, 2) > 0
+        >>> keep_per_row(score, everything, 2, orientation="out_in").tolist()
+        [[False, True], [False, True]]
+    """
+    flat, alive = _scores(score, mask, name), _flags(mask)
+    places = np.flatnonzero(alive)
+    _check_count(n_drop, len(places), name)
+    _check_numbers(flat[places], name)
+    rows = output_rows(mask.shape, orientation).numpy().reshape(-1)[places]
+    order = np.lexsort((flat[places], rows))  # stable: ties stay in flat order
+    per_row = np.bincount(rows)
+    starts = np.cumsum(per_row) - per_row
+    dropped = per_row - _evenly(per_row, len(places) - n_drop)
+    rank = np.arange(len(places)) - starts[rows[order]]
+    kept = alive.copy()
+    kept[places[order[rank < dropped[rows[order]]]]] = False
+    return torch.from_numpy(kept.reshape(tuple(mask.shape))).to(mask.device)
+
+
+def _evenly(available: NDArray[np.intp], total: int) -> NDArray[np.intp]:
+    """Share ``total`` among rows, at most ``available`` in each; a remainder goes to later rows."""
+    levels = range(int(available.max(initial=0)) + 1)
+    level = bisect_right(levels, total, key=lambda n: int(np.minimum(available, n).sum())) - 1
+    shares = np.minimum(available, level)
+    more = np.flatnonzero(available > level)
+    shares[more[len(more) - (total - int(shares.sum())) :]] += 1
+    return shares
 
 
 def keep_globally(

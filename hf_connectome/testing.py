@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_connectome.calibration import MovementSums, measure
 from hf_connectome.connectome import Connectome
 from hf_connectome.controls.counting import whole_bits
-from hf_connectome.criteria import CriterionContext
+from hf_connectome.criteria import STATISTICS, CriterionContext
+from hf_connectome.criteria.base import MOVEMENT
 from hf_connectome.errors import ConfigError, ConnectomeError
 from hf_connectome.hosts import describe, extract, wire
 from hf_connectome.scope import CONV, EMBEDDING, OUT_IN, RAW, ScopedParameter, resolve
@@ -27,8 +29,9 @@ from hf_connectome.wirings import RandomWiring
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hf_connectome.calibration.subject import Batch
     from hf_connectome.controls import Control
-    from hf_connectome.criteria import Criterion
+    from hf_connectome.criteria import Criterion, Statistics
     from hf_connectome.wirings import Wiring
 
     Case = tuple[str, Tensor, Tensor]
@@ -54,7 +57,8 @@ def check_criterion(criterion: Criterion) -> None:
     Scores have the weight's shape, are floating-point and finite on survivors, are the same
     whenever seed, name and generation are, and can be ranked; weight, mask and torch's global
     generator stay as they are. Weights are float32, bfloat16 and float16, 1-D to 3-D, with dead
-    ones among them, all zero, and with one or no survivor.
+    ones among them, all zero, and with one or no survivor. What it needs beside them is drawn at
+    random; :func:`measured` has it measured on a model.
 
     Raises:
         AssertionError: says what is wrong, and with which weights.
@@ -64,9 +68,16 @@ def check_criterion(criterion: Criterion) -> None:
         >>> check_criterion(Magnitude())
     """
     _check_source(criterion)
+    for kind in criterion.needs:
+        _expect(
+            kind in STATISTICS,
+            f"{type(criterion).__name__} needs {kind!r}; expected one or "
+            f"more of {', '.join(STATISTICS)}.",
+        )
     for case, weight, mask in _weights():
         label = f"{type(criterion).__name__}.score with {case}"
-        context = CriterionContext(name="layer.weight", seed=7, generation=2)
+        statistics = {kind: _statistic(kind, weight.shape) for kind in criterion.needs}
+        context = CriterionContext("layer.weight", seed=7, generation=2, statistics=statistics)
         before, mask_before = weight.clone(), mask.clone()
 
         def score(
@@ -106,6 +117,43 @@ def _weights() -> Iterator[Case]:
     one[2, 3] = True
     yield "one survivor", weight * one, one
     yield "survivors that are all 0", torch.zeros(5, 4), torch.ones(5, 4, dtype=torch.bool)
+
+
+def _statistic(kind: str, shape: torch.Size) -> Tensor:
+    """Draw values of the range that a statistic has."""
+    values = torch.randn(shape, generator=generator(0, kind))
+    if kind == "correlation":
+        return values.tanh().abs()
+    return values.abs() if kind == "feature_norm" or kind.endswith("squared") else values
+
+
+def measured(
+    criterion: Criterion, model: nn.Module, connectome: Connectome, batches: Sequence[Batch]
+) -> Statistics:
+    """Measure what a criterion needs, movement in one step of SGD for each batch on a copy.
+
+    Args:
+        criterion: says what it needs.
+        model: the host under ``connectome``; not changed.
+        connectome: names the parameters.
+        batches: keyword arguments of the model, with labels.
+
+    Returns:
+        What ``evolution.next_generation`` takes.
+    """
+    needs = [kind for kind in criterion.needs if kind != MOVEMENT]
+    found = dict(measure(model, connectome, batches, needs))
+    if MOVEMENT in criterion.needs:
+        twin = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(twin.parameters(), lr=1e-3)
+        sums = MovementSums(connectome)
+        sums.attach(twin, optimizer)
+        for batch in batches:
+            optimizer.zero_grad()
+            twin(**batch).loss.backward()
+            optimizer.step()
+        found[MOVEMENT] = sums.take()
+    return found
 
 
 def _check_score(score: Any, mask: Tensor, label: str) -> None:

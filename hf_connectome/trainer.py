@@ -16,6 +16,7 @@ from transformers import ProgressCallback, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
+from hf_connectome.calibration import Calibrator
 from hf_connectome.callbacks import GenerationBoundaries, MetricsFile, StepProgress
 from hf_connectome.checkpoints import load_converted, needs_conversion
 from hf_connectome.config import ConnectomeConfig
@@ -103,6 +104,7 @@ class GenerationalTrainer(SharingTrainer):
         self._enforcer: MaskEnforcer | None = None
         self.facts = facts or {}
         super().__init__(model, args, **options)
+        self._calibrator = Calibrator(self._pruning.needs, self, self.connectome)
         self._install_callbacks()
 
     @property
@@ -172,6 +174,7 @@ class GenerationalTrainer(SharingTrainer):
             self._enforcer.detach()
         assert self.optimizer is not None
         self._enforcer = MaskEnforcer(self.model_wrapped, self.connectome).attach(self.optimizer)
+        self._calibrator.begin(self.model_wrapped, self.optimizer)
         self.start_clock()
         if self.generation == 0 and self.state.global_step == 0:
             self._save_generation()
@@ -190,6 +193,7 @@ class GenerationalTrainer(SharingTrainer):
         if self._enforcer is not None:
             self._enforcer.detach()
             self._enforcer = None
+        self._calibrator.finish()
 
     def _finish_from(self, checkpoint: Path) -> TrainOutput:
         """Do what is left of a run whose training is over: the last pruning."""
@@ -205,8 +209,9 @@ class GenerationalTrainer(SharingTrainer):
         """Prune, reset, clear the optimizer's state, save the new generation."""
         assert self._enforcer is not None
         config = _successor(self.connectome, self._lineage_row())
-        parent = self.connectome
-        self.connectome = next_generation(self.model_wrapped, parent, self._pruning, config)
+        parent, host = self.connectome, self.model_wrapped
+        statistics = self._calibrator.statistics(host, parent, self.generation)
+        self.connectome = next_generation(host, parent, self._pruning, config, statistics)
         reset_host(
             self.model_wrapped,
             self.connectome,
@@ -260,6 +265,7 @@ class GenerationalTrainer(SharingTrainer):
         folder = Path(output_dir or self.output_folder)
         with refused_writes_named(folder):
             super().save_model(str(folder), _internal_call)
+            self._calibrator.save(folder, write=self.args.should_save and _internal_call)
         if self.args.should_save:
             write(self.connectome, folder / CONNECTOME_FOLDER)
 
@@ -284,6 +290,7 @@ class GenerationalTrainer(SharingTrainer):
         saved = read(checkpoint / CONNECTOME_FOLDER, host=self.model)
         self._check_same_run(saved, checkpoint)
         self.connectome = saved
+        self._calibrator.load(checkpoint)
 
     def _check_same_run(self, saved: Connectome, checkpoint: Path) -> None:
         assert saved.config is not None

@@ -11,6 +11,7 @@ from hf_connectome.criteria import (
     criteria,
     register,
 )
+from hf_connectome.errors import ConfigError
 from hf_connectome.testing import check_criterion
 
 
@@ -20,7 +21,10 @@ def test_criterion_keeps_the_contract(name):
 
 
 def test_package_has_its_criteria():
-    assert {"magnitude", "random"} <= set(criteria)
+    assert set(criteria) == {
+        *("fisher", "grasp", "hebbian", "magnitude", "movement", "random"),
+        *("ria", "snip", "synflow", "taylor", "wanda"),
+    }
     assert register.__self__ is criteria
 
 
@@ -31,6 +35,60 @@ def test_magnitude_is_the_absolute_value(dtype):
     assert score.tolist() == [[0.5, 0.25, 0.0], [2.0, 1.0, 0.0]]
     assert score.dtype == dtype
     assert not score.requires_grad
+
+
+WEIGHT = torch.tensor([[2.0, -1.0, 0.0], [-4.0, 3.0, 5.0]])
+GIVEN = torch.tensor([[4.0, 9.0, 1.0], [0.25, 0.0, 16.0]])
+SIGNED = torch.tensor([[1.0, -2.0, 3.0], [-0.5, 2.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "statistic", "expected"),
+    [
+        ("movement", SIGNED, [[1.0, -2.0, 3.0], [-0.5, 2.0, 0.0]]),
+        ("wanda", GIVEN, [[8.0, 9.0, 0.0], [1.0, 0.0, 80.0]]),
+        ("snip", SIGNED, [[2.0, 2.0, 0.0], [2.0, 6.0, 0.0]]),
+        ("taylor", GIVEN, [[4.0, 3.0, 0.0], [2.0, 0.0, 20.0]]),
+        ("grasp", SIGNED, [[2.0, 2.0, 0.0], [2.0, 6.0, 0.0]]),
+        ("synflow", SIGNED, [[2.0, 2.0, 0.0], [2.0, 6.0, 0.0]]),
+        ("hebbian", GIVEN, [[4.0, 9.0, 1.0], [0.25, 0.0, 16.0]]),
+        ("fisher", GIVEN, [[4.0, 9.0, 1.0], [0.25, 0.0, 16.0]]),
+        # Rows sum to 3 and 12, columns to 6, 4 and 5; the input enters by its root.
+        (
+            "ria",
+            GIVEN,
+            [
+                [(2 / 3 + 2 / 6) * 2, (1 / 3 + 1 / 4) * 3, 0.0],
+                [(4 / 12 + 4 / 6) * 0.5, 0.0, (5 / 12 + 5 / 5) * 4],
+            ],
+        ),
+    ],
+)
+def test_score_is_the_formula_of_weight_and_statistic(name, statistic, expected):
+    criterion = criteria.get(name)()
+    weight = WEIGHT.clone().requires_grad_()
+    context = CriterionContext("w", statistics={criterion.needs[0]: statistic})
+    score = criterion.score(weight, WEIGHT != 0, context)
+    torch.testing.assert_close(score, torch.tensor(expected))
+    assert not score.requires_grad
+
+
+def test_grasp_keeps_the_sign_that_snip_drops():
+    weight = torch.tensor([1.0, -1.0])
+    statistics = {"gradient": torch.ones(2), "hessian_gradient": torch.ones(2)}
+    context = CriterionContext("w", statistics=statistics)
+    assert criteria.get("grasp")().score(weight, weight != 0, context).tolist() == [1.0, -1.0]
+    assert criteria.get("snip")().score(weight, weight != 0, context).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", [n for n in criteria if criteria.get(n).needs])
+def test_criterion_without_what_it_needs_is_refused_with_the_way_out(name):
+    criterion = criteria.get(name)()
+    with pytest.raises(ConfigError) as refused:
+        criterion.score(torch.ones(2), torch.ones(2) > 0, CriterionContext("h.0"))
+    message = str(refused.value)
+    assert message.startswith(f"the criterion needs {criterion.needs[0]!r} of 'h.0', and nobody")
+    assert "GenerationalTrainer does; elsewhere pass statistics=hf_connectome.cal" in message
 
 
 def random_score(**changes):
@@ -76,6 +134,7 @@ def test_sound_criterion_of_somebody_else_passes():
     [
         (broken(Mine.score, paper=""), "Broken.paper is ''; expected its source"),
         (broken(Mine.score, citation=None), "Broken.citation is None"),
+        (broken(Mine.score, needs=("gradeint",)), "Broken needs 'gradeint'; expected one or more"),
         (broken(lambda s, w, m, c: w.abs().tolist()), "returned a list"),
         (broken(lambda s, w, m, c: w.abs().flatten()), r"has shape \(48,\); expected the weight's"),
         (broken(lambda s, w, m, c: w != 0), "is torch.bool; expected a floating type"),

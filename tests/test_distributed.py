@@ -183,6 +183,16 @@ def test_a_resumed_run_equals_the_whole_one_to_the_bit(
     assert evolved[resumed] == evolved["whole"]
 
 
+@pytest.mark.parametrize("criterion", ["movement", "taylor"])
+def test_ranks_agree_on_what_a_criterion_needs_measured(
+    evolved: dict[str, Any], criterion: str
+) -> None:
+    first, second = evolved[criterion]
+    assert first == second
+    assert first["connectome"] != evolved["whole"][0]["connectome"]
+    assert first["num_survivors"] == evolved["whole"][0]["num_survivors"]
+
+
 def test_a_rank_that_went_astray_stops_all_ranks(
     evolved: dict[str, Any], generations: Path
 ) -> None:

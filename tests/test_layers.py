@@ -57,6 +57,7 @@ ORDER = (
     "continual",
     "optimizers",
     "export",
+    "plugins",
     "coercion",
     "parsing",
     "fresh",

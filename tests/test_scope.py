@@ -21,6 +21,7 @@ from hf_connectome.scope import (
     ScopedParameter,
     clean_name,
     fingerprint,
+    output_rows,
     parameters_of,
     resolve,
     unwrap,
@@ -312,3 +313,21 @@ def test_fingerprint_does_not_depend_on_the_weights():
         for seed in (0, 1)
     ]
     assert fingerprint(rows[0]) == fingerprint(rows[1])
+
+
+# ---- output rows ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "orientation", "expected"),
+    [
+        ((2, 3), OUT_IN, [[0, 0, 0], [1, 1, 1]]),
+        ((2, 3), IN_OUT, [[0, 1, 2], [0, 1, 2]]),
+        ((2, 3), EMBEDDING, [[0, 1, 2], [0, 1, 2]]),
+        ((2, 1, 1, 2), CONV, [[[[0, 0]]], [[[1, 1]]]]),
+        ((2, 2, 2), RAW, [[[0, 0], [1, 1]], [[2, 2], [3, 3]]]),  # two experts of two outputs
+        ((1, 1, 2), RAW, [[[0, 0]]]),
+    ],
+)
+def test_rows_are_outputs_however_a_parameter_is_stored(shape, orientation, expected):
+    assert output_rows(shape, orientation).tolist() == expected

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_connectome.errors import ScopeError
-from hf_connectome.selection import keep, keep_globally, keep_rows
+from hf_connectome.scope import CONV, EMBEDDING, IN_OUT, OUT_IN, RAW, output_rows
+from hf_connectome.selection import keep, keep_globally, keep_per_row, keep_rows
 
 INF = float("inf")
 NAN = float("nan")
@@ -271,3 +272,79 @@ def test_rows_with_diverged_scores_are_refused_by_name():
     with pytest.raises(ScopeError, match=r"'h\.0' has NaN scores on survivors"):
         keep_rows(score, torch.tensor([[True, True]]), 1, name="h.0")
     assert keep_rows(score, torch.tensor([[True, False]]), 1).tolist() == [[True, False]]
+
+
+# ---- per output row ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_drop", "expected"),
+    [
+        (0, [[1, 1, 1], [1, 1, 1]]),
+        (1, [[1, 0, 1], [1, 1, 1]]),  # a remainder: the later row keeps one more
+        (2, [[1, 0, 1], [0, 1, 1]]),
+        (3, [[1, 0, 0], [0, 1, 1]]),
+        (4, [[1, 0, 0], [0, 0, 1]]),
+        (5, [[0, 0, 0], [0, 0, 1]]),
+        (6, [[0, 0, 0], [0, 0, 0]]),
+    ],
+)
+def test_each_row_loses_its_weakest(n_drop, expected):
+    score = torch.tensor([[3.0, 1.0, 2.0], [10.0, 30.0, 40.0]])
+    everything = torch.ones(2, 3, dtype=torch.bool)
+    kept = keep_per_row(score, everything, n_drop, orientation=OUT_IN)
+    assert kept.tolist() == torch.tensor(expected).bool().tolist()
+    for stored in (IN_OUT, EMBEDDING):
+        transposed = keep_per_row(score.t(), everything.t(), n_drop, orientation=stored)
+        assert transposed.t().equal(kept)
+
+
+def test_rows_with_few_survivors_keep_what_they_have():
+    mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0]]).bool()
+    kept = keep_per_row(torch.ones(4, 4), mask, 3, orientation=OUT_IN)
+    assert kept.sum(1).tolist() == [1, 2, 0, 2]
+    assert kept[1].tolist() == [False, False, True, True]  # ties go to the lower index
+
+
+SHAPES = st.sampled_from(
+    [(3, 4), (4, 3), (1, 5), (5, 1), (2, 3, 2), (3, 2, 2, 2)],
+)
+
+
+@given(SHAPES, st.sampled_from([OUT_IN, IN_OUT, EMBEDDING, CONV, RAW]), st.data())
+def test_rows_are_even_and_counts_exact_for_any_ties(shape, orientation, data):
+    size = int(np.prod(shape))
+    score = torch.tensor(
+        data.draw(st.lists(st.sampled_from(VALUES), min_size=size, max_size=size))
+    ).reshape(shape)
+    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+    mask = mask.reshape(shape)
+    n_drop = data.draw(st.integers(0, int(mask.sum())))
+    kept = keep_per_row(score, mask, n_drop, orientation=orientation)
+    assert int(kept.sum()) == int(mask.sum()) - n_drop
+    assert not (kept & ~mask).any()
+    rows = output_rows(shape, orientation)
+    counts = []
+    for row in rows.unique():
+        places = (rows == row).flatten().nonzero().flatten()
+        there, left = mask.flatten()[places], kept.flatten()[places]
+        counts.append((int(there.sum()), int(left.sum())))
+        # Within a row it is what keep() gives.
+        n_gone = counts[-1][0] - counts[-1][1]
+        assert left.equal(keep(score.flatten()[places], there, n_gone))
+    for available, count in counts:
+        assert count == available or all(count >= other - 1 for _, other in counts)
+
+
+@pytest.mark.parametrize(
+    ("score", "n_drop", "message"),
+    [
+        ([1.0, 2.0], 3, "cannot drop 3 weights of 'h.0': 2 may be dropped"),
+        ([NAN, 2.0], 1, "'h.0' has NaN scores on survivors"),
+    ],
+)
+def test_selection_per_row_is_refused_with_the_name(score, n_drop, message):
+    with pytest.raises(ScopeError, match=message):
+        keep_per_row(
+            torch.tensor([score]), flags(1, 1)[None], n_drop, orientation=OUT_IN, name="h.0"
+        )

@@ -79,6 +79,22 @@ def inputs(architecture):
     return _TEXT
 
 
+def labelled(architecture):
+    """Return two batches of two for ``forward`` and a loss."""
+    batches = []
+    for offset in (0, 4):
+        batch = {}
+        for key, value in inputs(architecture).items():
+            step = 0.1 * offset if value.is_floating_point() else offset
+            batch[key] = torch.cat([value + step, value.flip(-1)])
+        if "pixel_values" in batch:
+            batch["labels"] = torch.tensor([0, 2])
+        else:
+            batch["labels"] = batch.get("decoder_input_ids", batch["input_ids"])
+        batches.append(batch)
+    return batches
+
+
 @torch.no_grad()
 def logits(model, architecture):
     """Run the batch."""

@@ -15,6 +15,7 @@ from hf_connectome.cli.inspecting import diff, show, verify
 from hf_connectome.cli.output import Command, Result
 from hf_connectome.cli.sharing import pull, push, search
 from hf_connectome.cli.wiring import wire
+from hf_connectome.errors import ConfigError
 
 __all__ = ["app", "main"]
 
@@ -52,6 +53,18 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _import(names: list[str] | None) -> None:
+    if not names:
+        return
+    from hf_connectome.plugins import import_plugin
+
+    try:
+        for name in names:
+            import_plugin(name)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 @app.callback()
 def _root(
     version: Annotated[
@@ -60,8 +73,19 @@ def _root(
             "--version", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            callback=_import,
+            is_eager=True,
+            help="Module with a reset of your own that a connectome records: a dotted name or the "
+            "path of a .py file; may come several times.",
+        ),
+    ] = None,
 ) -> None:
-    del version
+    del version, plugins
 
 
 _COMMANDS: dict[Callable[..., Result], list[str]] = {

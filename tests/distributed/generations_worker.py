@@ -38,12 +38,16 @@ class LeadAstray(TrainerCallback):
                     parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-def trainer(folder: Path, *callbacks: TrainerCallback, seed: int = 0) -> GenerationalTrainer:
+def trainer(
+    folder: Path, *callbacks: TrainerCallback, seed: int = 0, criterion: str = "magnitude"
+) -> GenerationalTrainer:
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(2, 97, (128, 6), generator=draw)
     arguments = GenerationalArguments(
         str(folder),
         generations=2,
+        criterion=criterion,
+        calibration_batches=2,
         steps_per_generation=4,
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
@@ -104,6 +108,11 @@ def main(output: Path) -> None:
     boundary = trainer(output / "boundary", seed=1)
     boundary.train(resume_from_checkpoint=str(output / "whole" / "checkpoint-4"))
     results["boundary"] = on_every_rank(outcome(boundary))
+
+    for criterion in ("movement", "taylor"):
+        measured = trainer(output / criterion, criterion=criterion)
+        measured.train()
+        results[criterion] = on_every_rank(outcome(measured))
 
     try:
         trainer(output / "astray", LeadAstray()).train()
