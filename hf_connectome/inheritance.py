@@ -164,8 +164,10 @@ def _own(spec: str, connectome: Connectome, others: Mapping[str, Connectome] | N
     other, main = (others or {})[source], connectome.config
     assert main is not None
     assert other.config is not None
-    host = {"architecture": main.architecture, "base_config": main.base_config}
-    return other.replace(config=dataclasses.replace(other.config, **host))
+    config = dataclasses.replace(
+        other.config, architecture=main.architecture, base_config=main.base_config
+    )
+    return other.replace(config=config)
 
 
 def _start(

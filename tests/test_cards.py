@@ -33,8 +33,10 @@ from hf_connectome.cards import (
 from hf_connectome.cards.facts import floor_bits, inherited_bits
 from hf_connectome.config import ConnectomeConfig
 from hf_connectome.connectome import Connectome, SignedMask
+from hf_connectome.data import load_tokenizer, tokenizer_digest
 from hf_connectome.errors import ConfigError, FormatError, StorageError
 from hf_connectome.evaluation.arms import ArmResult, as_json, markdown_table, summarise
+from hf_connectome.modeling import ConnectomeModel
 from hf_connectome.provenance import Provenance, is_local_path
 from hf_connectome.storage import CONNECTOME_FOLDER, WEIGHTS_FILE, write
 
@@ -644,3 +646,24 @@ def test_every_fact_of_a_run_reaches_the_card(name):
 def test_results_of_a_connectome_of_another_size_are_refused():
     with pytest.raises(ConfigError, match=r"of 7176 of 28704 weights, this one has 2 of 4"):
         card(small(), results=Results(RUNS_OF_EVOLVED))
+
+
+def test_connectome_in_the_repository_loads_with_its_tokenizer_and_its_results():
+    folder = ROOT / "model_cards" / "openstax-small"
+    model = ConnectomeModel.from_pretrained(folder, seed=0)
+    results = read_results(ROOT / "docs" / "results" / "openstax-ladder" / "results.json")
+    arms = {run.arm: run for run in results.runs}
+    assert arms["connectome"].num_survivors == model.connectome.num_survivors == 45_096
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer_digest(tokenizer) == model.connectome.config.tokenizer_digest
+
+
+def test_arms_from_a_local_folder_stay_out_of_a_card(tmp_path):
+    runs = [
+        {"arm": arm, "seed": 0, "steps": [0, 1], "losses": [2.0, 1.0], "num_survivors": 1,
+         "num_weights": 2, "bits_inherited": 1.0, "seconds": 1.0}
+        for arm in ("connectome", "connectome@generation-1", "connectome@runs/mine")
+    ]  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps({"runs": runs}))
+    found = [run.arm for run in read_results(tmp_path).runs]
+    assert found == ["connectome", "connectome@generation-1"]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
+from hf_connectome.arms import source_of
 from hf_connectome.errors import FormatError
 from hf_connectome.evaluation.arms import ArmResult, by_arm
 from hf_connectome.json_files import read_object
@@ -30,7 +31,7 @@ RESULTS_FILE = "results.json"
 ARM = "connectome"
 TASK = "held-out-loss"
 _MAX_BYTES = 16 << 20
-_NAME = re.compile(r"[A-Za-z0-9][\w .,:+=-]{0,63}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9][\w .,:+=@-]{0,63}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def read_results(path: str | os.PathLike[str], *, dataset: str | None = None) ->
     settings = _load(file.parent / RUN_FILE) if (file.parent / RUN_FILE).is_file() else {}
     rate = settings.get("learning_rate")
     return Results(
-        runs=tuple(_run(run, file) for run in runs),
+        runs=tuple(_run(run, file) for run in runs if not _names_a_path(run)),
         digest=_text(settings.get("connectome")),
         corpus=_text(settings.get("corpus")),
         learning_rate=rate if isinstance(rate, float) and math.isfinite(rate) else None,
@@ -111,6 +112,12 @@ def _load(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         raise FormatError(f"{file} is not there. Run recipes/inherit.py, or name its output_dir.")
     return read_object(file, most_bytes=_MAX_BYTES, way_out="Run recipes/inherit.py again.")
+
+
+def _names_a_path(run: Any) -> bool:
+    """Whether the arm is made from a connectome in some folder, which is no reader's business."""
+    source = source_of(str(run.get("arm"))) if isinstance(run, dict) else None
+    return source is not None and "/" in source
 
 
 def _run(run: Any, file: Path) -> ArmResult:
