@@ -10,6 +10,7 @@ import copy
 import json
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import ProgressCallback, Trainer, TrainingArguments
@@ -17,21 +18,23 @@ from transformers.trainer_callback import PrinterCallback
 
 from hf_connectome.architecture import build_host
 from hf_connectome.arms import Estate, Inherited, arm_names, get_arm
-from hf_connectome.callbacks import MaskCallback, StepProgress
+from hf_connectome.callbacks import MaskCallback, MetricsFile, StepProgress
 from hf_connectome.data import collate
 from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.arms import ArmResult
 from hf_connectome.fresh import check_context
 from hf_connectome.hosts import fresh_reset
 from hf_connectome.reset import resets
+from hf_connectome.rewiring import get_rewiring, rewirings
+from hf_connectome.rewiring_callbacks import RewiringCallback
 from hf_connectome.storage import (
     refused_writes_named,
+    write,
     write_atomically,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerFast
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from hf_connectome.data import Corpus
 
 RESULTS_FOLDER = "arms"
+REWIRED_FOLDER = "rewired"
+"""One folder a run under rewiring: the wiring it ended with, and its metrics."""
 EXTENDING = ("arms", "connectome_revision", "first_seed", "parent", "seeds")
 """Settings that add runs to a comparison and change none that is there."""
 
@@ -85,6 +90,15 @@ class InheritanceArguments:
         },
     )
 
+    rewiring: str | None = field(
+        default=None,
+        metadata={
+            "help": "Let links move while an arm under a connectome trains, by one of "
+            f"{', '.join(rewirings)}, with settings: rigl:interval=50,fraction=0.2 "
+            "(docs/REWIRING.md). By default none do."
+        },
+    )
+
     def __post_init__(self) -> None:
         """Refuse unknown arms and resets, and empty runs."""
         for spec in self.arms:
@@ -106,6 +120,8 @@ class InheritanceArguments:
             )
         if self.child_reset is not None:
             resets.get(self.child_reset)
+        if self.rewiring is not None:
+            get_rewiring(self.rewiring).last_update(self.steps)
         _refuse_rewind("child_reset", self.child_reset)
 
 
@@ -137,11 +153,18 @@ def check_arms(
         ConfigError: no such host can be built, its context is shorter than a block, or the reset
             needs what the connectome lacks.
     """
+    masks = []
     for arm in arguments.arms:
         # What learns from text first is wired as the connectome itself; the text is read later.
         tried = "connectome" if get_arm(arm)[0].needs_text else arm
-        host, _ = _start(tried, arguments.first_seed, connectome, arguments, parent)
+        host, inherited = _start(tried, arguments.first_seed, connectome, arguments, parent)
         check_context(host.config, block_size)  # type: ignore[arg-type]
+        masks.append(inherited.mask)
+    if arguments.rewiring is not None and not any(masks):
+        raise ConfigError(
+            f"rewiring is {arguments.rewiring!r}, but every arm ({', '.join(arguments.arms)}) is "
+            "dense, so there are no links to move. Add an arm under a mask, such as connectome."
+        )
 
 
 def _start(
@@ -205,11 +228,18 @@ def train_arm(
     density = 1.0 - num_dead / connectome.num_weights
     progress = _progress(arm, seed, density, corpus, arguments, training)
     callbacks: list[Any] = [progress]
-    if wiring is not None:
+    settings = _arm_arguments(training, seed, arguments.steps)
+    rewiring = None
+    if wiring is not None and arguments.rewiring is not None:
+        rewiring = RewiringCallback(wiring, arguments.rewiring, seed=seed)
+        callbacks += [rewiring, MetricsFile()]
+        folder = Path(training.output_dir or ".") / REWIRED_FOLDER / _stem(arm, seed)
+        settings.output_dir = str(folder)
+    elif wiring is not None:
         callbacks.append(MaskCallback(wiring))
     trainer = Trainer(
         host,
-        _arm_arguments(training, seed, arguments.steps),
+        settings,
         train_dataset=corpus.train,
         eval_dataset=corpus.evaluation,
         data_collator=collate,
@@ -220,6 +250,8 @@ def train_arm(
     began = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - began
+    if rewiring is not None and settings.should_save:
+        write(rewiring.connectome, folder)
     history = trainer.state.log_history
     measured = {int(r["step"]): r["eval_loss"] for r in history if "eval_loss" in r}
     return ArmResult(
@@ -250,7 +282,7 @@ def train_arms(
     results = []
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for arm in arguments.arms:
-            file = output / RESULTS_FOLDER / f"{arm.replace(':', '=')}-seed{seed}.json"
+            file = output / RESULTS_FOLDER / f"{_stem(arm, seed)}.json"
             done = _stored(file, arm, seed)
             if done is None:
                 done = train_arm(
@@ -299,6 +331,10 @@ def start_of(
         "host": [config.architecture, config.base_config],
         "world_size": training.world_size,
     }
+
+
+def _stem(arm: str, seed: int) -> str:
+    return f"{arm.replace(':', '=')}-seed{seed}"
 
 
 def _stored(file: Path, arm: str, seed: int) -> ArmResult | None:

@@ -71,6 +71,7 @@ ORDER = (
     "publishing",
     "publisher",
     "callbacks",
+    "rewiring_callbacks",
     "checkpoints",
     "arguments",
     "sharing",
