@@ -224,19 +224,12 @@ def train_arm(
     """
     host, inherited = _start(arm, seed, connectome, arguments, parent, corpus.train)
     wiring = inherited.mask
-    num_dead = 0 if wiring is None else wiring.num_weights - wiring.num_survivors
-    density = 1.0 - num_dead / connectome.num_weights
+    density = 1.0 - _num_dead(wiring) / connectome.num_weights
     progress = _progress(arm, seed, density, corpus, arguments, training)
-    callbacks: list[Any] = [progress]
     settings = _arm_arguments(training, seed, arguments.steps)
-    rewiring = None
-    if wiring is not None and arguments.rewiring is not None:
-        rewiring = RewiringCallback(wiring, arguments.rewiring, seed=seed)
-        callbacks += [rewiring, MetricsFile()]
-        folder = Path(training.output_dir or ".") / REWIRED_FOLDER / _stem(arm, seed)
-        settings.output_dir = str(folder)
-    elif wiring is not None:
-        callbacks.append(MaskCallback(wiring))
+    callbacks: list[Any] = [progress]
+    if wiring is not None:
+        callbacks += _under_mask(wiring, arm, arguments.rewiring, settings)
     trainer = Trainer(
         host,
         settings,
@@ -250,8 +243,10 @@ def train_arm(
     began = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - began
-    if rewiring is not None and settings.should_save:
-        write(rewiring.connectome, folder)
+    if wiring is not None and arguments.rewiring is not None:
+        wiring = callbacks[1].connectome
+        if settings.should_save:
+            write(wiring, Path(settings.output_dir or "."))
     history = trainer.state.log_history
     measured = {int(r["step"]): r["eval_loss"] for r in history if "eval_loss" in r}
     return ArmResult(
@@ -259,7 +254,7 @@ def train_arm(
         seed=seed,
         steps=list(measured),
         losses=list(measured.values()),
-        num_survivors=connectome.num_weights - num_dead,
+        num_survivors=connectome.num_weights - _num_dead(wiring),
         num_weights=connectome.num_weights,
         bits_inherited=inherited.bits,
         seconds=seconds,
@@ -358,6 +353,21 @@ def _arm_arguments(training: TrainingArguments, seed: int, steps: int) -> Traini
     if arguments.eval_steps is None or arguments.eval_steps >= steps:
         arguments.eval_steps = max(1, steps // 20)
     return arguments
+
+
+def _num_dead(wiring: Connectome | None) -> int:
+    return 0 if wiring is None else wiring.num_weights - wiring.num_survivors
+
+
+def _under_mask(
+    wiring: Connectome, arm: str, rewiring: str | None, settings: TrainingArguments
+) -> list[MaskCallback | MetricsFile]:
+    """Return what holds the mask; where links move, the run gets a folder of its own."""
+    if rewiring is None:
+        return [MaskCallback(wiring)]
+    folder = Path(settings.output_dir or ".") / REWIRED_FOLDER / _stem(arm, settings.seed)
+    settings.output_dir = str(folder)
+    return [RewiringCallback(wiring, rewiring, seed=settings.seed), MetricsFile()]
 
 
 def _progress(

@@ -91,10 +91,20 @@ class RewiringCallback(MaskCallback):
             self.connectome = self.rewirer.enforcer.connectome
             _keep_record(state, record)
 
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Put the connectome of the moment beside the weights, with their signs."""
+        assert self.rewirer is not None
+        self.connectome = self.rewirer.signed()
+        super().on_save(args, state, control, **parts)
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
-        """Remove the hooks."""
+        """Read the signs for the last time; remove the hooks."""
+        assert self.rewirer is not None
+        self.connectome = self.rewirer.signed()
         super().on_train_end(args, state, control, **parts)
         self.rewirer = None
 

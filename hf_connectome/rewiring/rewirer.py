@@ -115,6 +115,12 @@ class Rewirer:
         compare_ranks(self.enforcer.connectome, f"the wiring at step {step}")
         return record_of(before, after, first)
 
+    def signed(self) -> Connectome:
+        """Return the wiring of the moment with the signs that its weights have now."""
+        connectome = self.enforcer.connectome
+        masks = {name: connectome.mask(name) for name in self.scope}
+        return with_masks(connectome, masks, check_host(connectome, self.enforcer.model))
+
     def _forget(self, parameter: nn.Parameter, stay: Tensor) -> None:
         """Zero the weights and the optimizer's memory of all but the links that stay."""
         parameter.mul_(like(stay, parameter))
