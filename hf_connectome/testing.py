@@ -7,6 +7,7 @@ They ask for the contract alone; whether a criterion or a wiring is any good is 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -334,7 +335,7 @@ def check_rewiring(rewiring: Rewiring) -> None:
             context = RewiringContext("layer.weight", 7, 2, 0.5, given[2])
             for verb, arguments, counts in (("keep", given[:2], mask), ("grow", [mask], ~mask)):
                 method, label = getattr(rewiring, verb), f"{kind}.{verb} with {case}"
-                first, second = _twice(lambda m=method, a=arguments, c=context: m(*a, c), label)
+                first, second = _twice(functools.partial(method, *arguments, context), label)
                 _expect(not first[counts].isnan().any(), f"{label} has NaN where it counts.")
                 same = torch.equal(first[counts], second[counts])
                 _expect(same, f"{label} gave other scores for the same seed, name and step.")
@@ -348,7 +349,8 @@ def check_rewiring(rewiring: Rewiring) -> None:
         moved = move_links(update, masks, masks, weights.__getitem__, weights.__getitem__)
         parts = [(n, a, b) for n in moved for a, b in _matrices(masks[n], moved[n], _SCOPE[n])]
         if rewiring.thins_globally:
-            parts = [("all", *(torch.cat([m[n].flatten() for n in m]) for m in (masks, moved)))]
+            old, new = (torch.cat([m[n].flatten() for n in m]) for m in (masks, moved))
+            parts = [("all", old, new)]
         for name, old, new in parts:
             wanted = round(
                 rewiring.density_at(progress, int(old.sum()) / old.numel()) * old.numel()
