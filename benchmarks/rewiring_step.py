@@ -35,7 +35,9 @@ INTERVAL = 100
 def measure(name: str, size: str, tokens: int, density: float, rounds: int) -> dict[str, object]:
     """Return the medians of one method."""
     torch.manual_seed(0)
-    config = GPT2Config(**SIZES[size], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    special = {"bos_token_id": 0, "eos_token_id": 0}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = GPT2Config(**SIZES[size], **dropout, **special)
     model = GPT2LMHeadModel(config)
     connectome = wirings.get("random")().build(resolve(model), density, seed=0)
     wire(model, connectome, reset="sign_constant")

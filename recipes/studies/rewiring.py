@@ -59,7 +59,7 @@ METHODS = ("dense", *STATIC, *MOVING)
 FIRST_DENSITY = 0.5
 """Where methods that thin begin, as in the CHT papers."""
 FIRST_TUNING_SEED = 1000
-UPDATES = 30
+UPDATES = 24
 """Updates in the part of the training in which links move, where the steps allow it."""
 
 
@@ -352,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("stage", choices=("tune", "compare", "report"))
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, help="default: 600 for lm, 900 for mlp")
+    parser.add_argument("--steps", type=int, help="default: 400 for lm, 600 for mlp")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--tuning_seeds", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, metavar="METHOD")

@@ -44,7 +44,7 @@ def language_task(options: argparse.Namespace) -> Task:
         tokenizer="bpe:1024",
         block_size=64,
         max_train_tokens=1_000_000,
-        max_eval_tokens=32_768,
+        max_eval_tokens=16_384,
     )
     corpus = load_corpus(data)
     assert corpus.tokenizer is not None
@@ -55,6 +55,8 @@ def language_task(options: argparse.Namespace) -> Task:
         n_head=2,
         n_positions=64,
         vocab_size=len(corpus.tokenizer),
+        bos_token_id=0,
+        eos_token_id=0,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -98,4 +100,4 @@ def digits_task(options: argparse.Namespace) -> Task:
 
 
 TASKS = {"lm": language_task, "mlp": digits_task}
-STEPS = {"lm": 600, "mlp": 900}
+STEPS = {"lm": 400, "mlp": 600}
