@@ -11,6 +11,7 @@ import dataclasses
 import json
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import ProgressCallback, Trainer, TrainingArguments
@@ -18,21 +19,23 @@ from transformers.trainer_callback import PrinterCallback
 
 from hf_connectome.architecture import build_host
 from hf_connectome.arms import Estate, Inherited, arm_names, get_arm, source_of
-from hf_connectome.callbacks import MaskCallback, StepProgress
+from hf_connectome.callbacks import MaskCallback, MetricsFile, StepProgress
 from hf_connectome.data import collate
 from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.arms import ArmResult
 from hf_connectome.fresh import check_context
 from hf_connectome.hosts import fresh_reset
 from hf_connectome.reset import resets
+from hf_connectome.rewiring import get_rewiring, rewirings
+from hf_connectome.rewiring_callbacks import RewiringCallback
 from hf_connectome.storage import (
     refused_writes_named,
+    write,
     write_atomically,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerFast
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from hf_connectome.data import Corpus
 
 RESULTS_FOLDER = "arms"
+REWIRED_FOLDER = "rewired"
+"""One folder a run under rewiring: the wiring it ended with, and its metrics."""
 EXTENDING = ("arms", "connectome_revision", "first_seed", "parent", "seeds")
 """Settings that add runs to a comparison and change none that is there."""
 
@@ -87,6 +92,15 @@ class InheritanceArguments:
         },
     )
 
+    rewiring: str | None = field(
+        default=None,
+        metadata={
+            "help": "Let links move while an arm under a connectome trains, by one of "
+            f"{', '.join(rewirings)}, with settings: rigl:interval=50,fraction=0.2 "
+            "(docs/REWIRING.md). By default none do."
+        },
+    )
+
     def __post_init__(self) -> None:
         """Refuse unknown arms and resets, and empty runs."""
         for spec in self.arms:
@@ -108,6 +122,8 @@ class InheritanceArguments:
             )
         if self.child_reset is not None:
             resets.get(self.child_reset)
+        if self.rewiring is not None:
+            get_rewiring(self.rewiring).last_update(self.steps)
         _refuse_rewind("child_reset", self.child_reset)
 
 
@@ -148,12 +164,19 @@ def check_arms(
             needs what the connectome lacks.
         HostMismatchError: another connectome does not fit the host of the main one.
     """
+    masks = []
     for arm in arguments.arms:
         mine = _own(arm, connectome, others)
         # What learns from text first is wired as the connectome itself; the text is read later.
         tried = "connectome" if get_arm(arm)[0].needs_text else arm
-        host, _ = _start(tried, arguments.first_seed, mine, arguments, parent)
+        host, inherited = _start(tried, arguments.first_seed, mine, arguments, parent)
         check_context(host.config, block_size)  # type: ignore[arg-type]
+        masks.append(inherited.mask)
+    if arguments.rewiring is not None and not any(masks):
+        raise ConfigError(
+            f"rewiring is {arguments.rewiring!r}, but every arm ({', '.join(arguments.arms)}) is "
+            "dense, so there are no links to move. Add an arm under a mask, such as connectome."
+        )
 
 
 def _own(spec: str, connectome: Connectome, others: Mapping[str, Connectome] | None) -> Connectome:
@@ -228,15 +251,15 @@ def train_arm(
     mine = _own(arm, connectome, others)
     host, inherited = _start(arm, seed, mine, arguments, parent, corpus.train)
     wiring = inherited.mask
-    num_dead = 0 if wiring is None else wiring.num_weights - wiring.num_survivors
-    density = 1.0 - num_dead / connectome.num_weights
+    density = 1.0 - _num_dead(wiring) / connectome.num_weights
     progress = _progress(arm, seed, density, corpus, arguments, training)
+    settings = _arm_arguments(training, seed, arguments.steps)
     callbacks: list[Any] = [progress]
     if wiring is not None:
-        callbacks.append(MaskCallback(wiring))
+        callbacks += _under_mask(wiring, arm, arguments.rewiring, settings)
     trainer = Trainer(
         host,
-        _arm_arguments(training, seed, arguments.steps),
+        settings,
         train_dataset=corpus.train,
         eval_dataset=corpus.evaluation,
         data_collator=collate,
@@ -247,6 +270,10 @@ def train_arm(
     began = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - began
+    if wiring is not None and arguments.rewiring is not None:
+        wiring = callbacks[1].connectome
+        if settings.should_save:
+            write(wiring, Path(settings.output_dir or "."))
     history = trainer.state.log_history
     measured = {int(r["step"]): r["eval_loss"] for r in history if "eval_loss" in r}
     return ArmResult(
@@ -254,7 +281,7 @@ def train_arm(
         seed=seed,
         steps=list(measured),
         losses=list(measured.values()),
-        num_survivors=connectome.num_weights - num_dead,
+        num_survivors=connectome.num_weights - _num_dead(wiring),
         num_weights=connectome.num_weights,
         bits_inherited=inherited.bits,
         seconds=seconds,
@@ -278,7 +305,7 @@ def train_arms(
     results = []
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for arm in arguments.arms:
-            file = output / RESULTS_FOLDER / _file_name(arm, seed)
+            file = output / RESULTS_FOLDER / f"{_stem(arm, seed)}.json"
             done = _stored(file)
             if done is None or (done.arm, done.seed) != (arm, seed):
                 done = train_arm(
@@ -309,7 +336,7 @@ def stored_results(output: Path, first: Sequence[str] = ()) -> list[ArmResult]:
     results = []
     for file in (output / RESULTS_FOLDER).glob("*-seed*.json"):
         found = _stored(file)
-        if found is not None and file.name == _file_name(found.arm, found.seed):
+        if found is not None and file.stem == _stem(found.arm, found.seed):
             results.append(found)
     place = {arm: number for number, arm in enumerate(first)}
     return sorted(results, key=lambda r: (place.get(r.arm, len(place)), r.arm, r.seed))
@@ -329,9 +356,9 @@ def start_of(
     }
 
 
-def _file_name(arm: str, seed: int) -> str:
-    """Name the file of a result; an arm may hold colons, and the path of another connectome."""
-    return f"{arm.replace(':', '=').replace('/', '+')}-seed{seed}.json"
+def _stem(arm: str, seed: int) -> str:
+    """Name the files of a result; an arm may hold colons, and the path of another connectome."""
+    return f"{arm.replace(':', '=').replace('/', '+')}-seed{seed}"
 
 
 def _stored(file: Path) -> ArmResult | None:
@@ -355,6 +382,21 @@ def _arm_arguments(training: TrainingArguments, seed: int, steps: int) -> Traini
     if arguments.eval_steps is None or arguments.eval_steps >= steps:
         arguments.eval_steps = max(1, steps // 20)
     return arguments
+
+
+def _num_dead(wiring: Connectome | None) -> int:
+    return 0 if wiring is None else wiring.num_weights - wiring.num_survivors
+
+
+def _under_mask(
+    wiring: Connectome, arm: str, rewiring: str | None, settings: TrainingArguments
+) -> list[MaskCallback | MetricsFile]:
+    """Return what holds the mask; where links move, the run gets a folder of its own."""
+    if rewiring is None:
+        return [MaskCallback(wiring)]
+    folder = Path(settings.output_dir or ".") / REWIRED_FOLDER / _stem(arm, settings.seed)
+    settings.output_dir = str(folder)
+    return [RewiringCallback(wiring, rewiring, seed=settings.seed), MetricsFile()]
 
 
 def _progress(
