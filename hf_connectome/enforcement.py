@@ -98,7 +98,7 @@ class MaskEnforcer:
             ConfigError: an optimizer holds none of the parameters in scope.
         """
         self._rebind_if_replaced()
-        inner = [_inner_optimizer(optimizer) for optimizer in optimizers]
+        inner = [inner_optimizer(optimizer) for optimizer in optimizers]
         for optimizer in inner:
             self._held_in_scope(optimizer)
         for optimizer in inner:
@@ -237,7 +237,7 @@ def _refuse_deepspeed() -> None:
     )
 
 
-def _inner_optimizer(optimizer: Any) -> Optimizer:
+def inner_optimizer(optimizer: Any) -> Optimizer:
     """Return torch's optimizer inside accelerate's wrapper, which has no hooks of its own."""
     while True:
         origins = {kind.__module__.partition(".")[0] for kind in type(optimizer).__mro__}
