@@ -5,6 +5,7 @@ What is zeroed is not dead: its gradient is untouched, so the next step may brin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import torch
 
 from hf_connectome.enforcement import inner_optimizer
 from hf_connectome.errors import UnsupportedError
+from hf_connectome.seeding import generator
 from hf_connectome.selection import keep
 
 if TYPE_CHECKING:
@@ -20,64 +22,76 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.utils.hooks import RemovableHandle
 
-_BRACKET = 0.05
-"""A threshold moves less than this fraction of itself in most steps; if not, all are ranked."""
+_NUM_SAMPLED = 4096
+_DEVIATIONS = 4.0
+"""Half the width of the bracket, in standard deviations of a rank in the sample."""
 
 
-class RunningThreshold:
-    """Zeroes the smallest weights of one parameter, step after step.
+@torch.no_grad()
+def zero_smallest(
+    weight: Tensor, n_drop: int, *, name: str = "parameter", num_sampled: int = _NUM_SAMPLED
+) -> int:
+    """Set exactly the ``n_drop`` weights of least ``|w|`` to 0, in place.
 
-    The threshold of the last step brackets the next one: only weights inside the bracket are
-    ranked, by :func:`hf_connectome.selection.keep`. Where the bracket turns out to be wrong, all
-    weights are ranked, so the result never depends on it.
+    A sample brackets the threshold, and only weights inside the bracket are ranked, by
+    :func:`hf_connectome.selection.keep`: ties go to the lower flat index. Where the bracket turns
+    out to be wrong all weights are ranked, so the result does not depend on the sample.
+
+    Args:
+        weight: any shape and strides.
+        n_drop: how many become 0, at least 0.
+        name: what to call the parameter in an error; decides the sample.
+        num_sampled: size of the sample; a parameter of up to twice as many is ranked whole.
+
+    Returns:
+        How many weights were ranked.
+
+    Raises:
+        ScopeError: a weight that is ranked is NaN, or there are fewer than ``n_drop``.
 
     Source:
-        Ours; the result is that of hard thresholding (Blumensath & Davies 2009).
+        Bracketing by a sample: Floyd & Rivest 1975, "Expected time bounds for selection"; the text
+        was not read. The bracket of the last step was tried: a few of the weights that come back
+        decide the threshold, so it moves too much.
 
     Example:
         >>> import torch
-        >>> weight = torch.tensor([0.5, -0.1, 0.3, -0.4])
-        >>> RunningThreshold("w").zero_smallest(weight, 2)
-        >>> weight.tolist() == [0.5, 0.0, 0.0, torch.tensor(-0.4).item()]
-        True
+        >>> weight = torch.tensor([4.0, -1.0, 2.0, -3.0])
+        >>> zero_smallest(weight, 2)
+        4
+        >>> weight.tolist()
+        [4.0, 0.0, 0.0, -3.0]
     """
+    if n_drop == 0:
+        return 0
+    size = weight.abs().reshape(-1)
+    size = size if size.dtype == torch.float64 else size.float()
+    low, high = _bracket(size, n_drop, name, num_sampled)
+    num_below, inside = _between(size, low, high)
+    if not num_below < n_drop <= num_below + len(inside):
+        num_below, inside = 0, torch.arange(len(size), device=size.device)
+    ranked = size[inside]
+    everything = torch.ones_like(ranked, dtype=torch.bool)
+    dropped = inside[~keep(ranked, everything, n_drop - num_below, name=name)]
+    if num_below:
+        torch.hardshrink(weight, low, out=weight)  # 0 where |w| <= low
+    weight.put_(dropped, weight.new_zeros(()).expand(len(dropped)))
+    return len(inside)
 
-    def __init__(self, name: str) -> None:
-        """Know nothing of the first threshold; ``name`` is for errors."""
-        self.name = name
-        self.num_ranked = 0
-        """How many weights the last step had to rank."""
-        self._bracket = (0.0, 0.0)
 
-    @torch.no_grad()
-    def zero_smallest(self, weight: Tensor, n_drop: int) -> None:
-        """Set exactly the ``n_drop`` weights of least ``|w|`` to 0, in place.
-
-        Ties go to the lower flat index, as in :func:`hf_connectome.selection.keep`.
-
-        Raises:
-            ScopeError: a weight is NaN, or there are fewer than ``n_drop``.
-        """
-        if n_drop == 0:
-            return
-        size = weight.abs().reshape(-1)
-        size = size if size.dtype == torch.float64 else size.float()
-        low, high = self._bracket
-        num_below, inside = _between(size, low, high)
-        if not num_below < n_drop <= num_below + len(inside):
-            num_below, inside = 0, torch.arange(len(size), device=size.device)
-        self.num_ranked = len(inside)
-        ranked = size[inside]
-        everything = torch.ones_like(ranked, dtype=torch.bool)
-        dropped = ~keep(ranked, everything, n_drop - num_below, name=self.name)
-        if num_below:
-            torch.hardshrink(weight, low, out=weight)  # 0 where |w| <= low
-        weight.put_(inside[dropped], weight.new_zeros(()).expand(int(dropped.sum())))
-        threshold = float(ranked[dropped].max())
-        edges = [threshold * (1 - _BRACKET), threshold * (1 + _BRACKET)]
-        # Rounded to numbers that the parameter's dtype has, so that all comparisons agree.
-        low, high = torch.tensor(edges, dtype=weight.dtype).tolist()
-        self._bracket = (low, high)
+def _bracket(size: Tensor, n_drop: int, name: str, num_sampled: int) -> tuple[float, float]:
+    """Return sizes that the ``n_drop``-th smallest one very probably lies between."""
+    if len(size) <= 2 * num_sampled:
+        return -1.0, -1.0  # nothing lies between, so all are ranked
+    places = torch.randint(len(size), (num_sampled,), generator=generator(0, name, "sample"))
+    sample = size[places.to(size.device)].sort().values
+    fraction = n_drop / len(size)
+    middle = fraction * num_sampled
+    width = _DEVIATIONS * (num_sampled * fraction * (1 - fraction)) ** 0.5 + 1
+    first, last = math.floor(middle - width), math.ceil(middle + width)
+    low = float(sample[first]) if first >= 0 else -1.0
+    high = float(sample[last]) if last < num_sampled else math.inf
+    return low, high
 
 
 def _between(size: Tensor, low: float, high: float) -> tuple[int, Tensor]:
@@ -105,7 +119,6 @@ class HardThresholds:
                     "those of the parameter. Use DDP with outer_loop iht."
                 )
         self._parameters = dict(parameters)
-        self._running = {name: RunningThreshold(name) for name in parameters}
         self._hook: RemovableHandle | None = None
         self.n_drop: Mapping[str, int] = dict.fromkeys(parameters, 0)
         """How many weights of each parameter are 0 after the next step."""
@@ -124,7 +137,7 @@ class HardThresholds:
     def project(self) -> None:
         """Zero the smallest weights now."""
         for name, parameter in self._parameters.items():
-            self._running[name].zero_smallest(parameter, self.n_drop[name])
+            zero_smallest(parameter, self.n_drop[name], name=name)
 
     def mask(self, name: str) -> Tensor:
         """Return the bool mask of the largest weights of one parameter, on the CPU."""
