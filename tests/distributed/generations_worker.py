@@ -38,7 +38,7 @@ class LeadAstray(TrainerCallback):
                     parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-def trainer(folder: Path, *callbacks: TrainerCallback, seed: int = 0) -> GenerationalTrainer:
+def settings(folder: Path) -> tuple[GenerationalArguments, list[dict[str, torch.Tensor]]]:
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(2, 97, (128, 6), generator=draw)
     arguments = GenerationalArguments(
@@ -58,11 +58,13 @@ def trainer(folder: Path, *callbacks: TrainerCallback, seed: int = 0) -> Generat
         disable_tqdm=True,
         report_to="none",
     )
+    return arguments, [{"input_ids": row, "labels": row} for row in rows]
+
+
+def trainer(folder: Path, *callbacks: TrainerCallback, seed: int = 0) -> GenerationalTrainer:
+    arguments, rows = settings(folder)
     return GenerationalTrainer(
-        tiny_model("gpt2", seed),
-        arguments,
-        train_dataset=[{"input_ids": row, "labels": row} for row in rows],
-        callbacks=list(callbacks),
+        tiny_model("gpt2", seed), arguments, train_dataset=rows, callbacks=list(callbacks)
     )
 
 
