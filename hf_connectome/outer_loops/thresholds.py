@@ -99,12 +99,11 @@ def _between(size: Tensor, low: float, high: float) -> tuple[int, Tensor]:
     """Count the sizes up to ``low``; give the flat indices of those above it and up to ``high``."""
     if size.device.type == "cpu":  # numpy compares several times as fast there
         flat = size.numpy()
-        above = flat > low
-        inside = np.flatnonzero(above & (flat <= high))
-        return len(flat) - int(np.count_nonzero(above)), torch.from_numpy(inside)
+        larger = flat > low
+        inside = np.flatnonzero(larger & (flat <= high))
+        return len(flat) - int(np.count_nonzero(larger)), torch.from_numpy(inside)
     above = size > low
-    inside = (above & (size <= high)).nonzero().squeeze(1)
-    return len(size) - int(above.sum()), inside
+    return len(size) - int(above.sum()), (above & (size <= high)).nonzero().squeeze(1)
 
 
 class HardThresholds:
