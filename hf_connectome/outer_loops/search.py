@@ -227,7 +227,7 @@ class SearchTrainer(OuterLoopTrainer):
             host,
             self._candidate_arguments(),
             train_dataset=self._learned,
-            eval_dataset=self._compared,  # type: ignore[arg-type]
+            eval_dataset=self._compared,
             data_collator=self.data_collator,
             callbacks=[MaskCallback(candidate)],
         )
