@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from hf_connectome.connectome import Connectome
     from hf_connectome.data import Corpus
 
-STEPS, DENSITY, CHILD_STEPS = 240, 0.8**6, 150
+GENERATIONS, DENSITY, CHILD_STEPS = 6, 0.8**6, 150
 MODEL = ModelArguments(
     model="gpt2",
     model_overrides="n_layer=2,n_embd=64,n_head=2,n_positions=64,resid_pdrop=0,embd_pdrop=0,attn_pdrop=0",
@@ -52,7 +52,7 @@ MODEL = ModelArguments(
 LOOPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "generational": ({}, {}),
     "one-shot": ({}, {"generations": 1, "prune_fraction": 1 - DENSITY}),
-    "iht": ({"outer_loop": "iht"}, {"warmup_steps": STEPS // 10}),
+    "iht": ({"outer_loop": "iht"}, {}),
     "search": ({"outer_loop": "search", "search_steps": 8, "search_parents": 2}, {}),
 }
 """Name -> settings of the loop and of its training."""
@@ -69,10 +69,21 @@ class StudyArguments:
     dataset: str = field(
         default="python-stdlib", metadata={"help": "Corpus, as recipes/evolve.py takes it."}
     )
+    steps: int = field(
+        default=240,
+        metadata={"help": f"Steps of every outer loop; a multiple of {GENERATIONS}."},
+    )
     seeds: int = field(default=4, metadata={"help": "Connectomes of each loop, paired by seed."})
     shard: str = field(
         default="0/1", metadata={"help": "Which seeds: i/n takes i, i + n, i + 2 n…"}
     )
+
+    def __post_init__(self) -> None:
+        """Refuse steps that the generations cannot share."""
+        if self.steps < 1 or self.steps % GENERATIONS:
+            raise ConfigError(
+                f"steps is {self.steps}; expected a multiple of {GENERATIONS}, such as 240."
+            )
 
     @property
     def own_seeds(self) -> range:
@@ -111,15 +122,18 @@ def training_settings(seed: int, learning_rate: float, steps: int) -> dict[str, 
     }
 
 
-def evolve(loop: str, seed: int, corpus: Corpus, folder: Path) -> Connectome:
-    """Evolve a connectome, or go on with it."""
+def evolve(loop: str, seed: int, corpus: Corpus, folder: Path, total: int) -> Connectome:
+    """Evolve a connectome in ``total`` steps, or go on with it."""
     assert corpus.tokenizer is not None
     of_loop, of_training = LOOPS[loop]
-    generations = of_training.get("generations", 6)
-    steps = STEPS // generations
-    settings = training_settings(seed, 3e-3, steps) | {"save_steps": STEPS, "save_total_limit": 1}
+    steps = total // of_training.get("generations", GENERATIONS)
+    scheduled = total if loop == "iht" else steps
     arguments = GenerationalArguments(
-        str(folder), steps_per_generation=steps, **settings | of_training
+        str(folder),
+        steps_per_generation=steps,
+        save_steps=total,
+        save_total_limit=1,
+        **training_settings(seed, 3e-3, scheduled) | of_training,
     )
     trainer = outer_loop(OuterLoopArguments(**of_loop))(
         fresh_model(MODEL, tokenizer=corpus.tokenizer, block_size=64, seed=seed),
@@ -147,14 +161,14 @@ def child(arm: str, seed: int, connectome: Connectome, corpus: Corpus, scratch: 
     return replace(result, arm=arm)
 
 
-def run_seed(seed: int, texts: tuple[Corpus, Corpus], output: Path) -> None:
+def run_seed(seed: int, texts: tuple[Corpus, Corpus], output: Path, steps: int) -> None:
     """Do what is missing of one seed; controls are of the generational connectome."""
     for arm in (*LOOPS, *CONTROLS):
         file = output / "children" / f"{arm}-seed{seed}.json"
         if file.is_file():
             continue
         loop = arm if arm in LOOPS else "generational"
-        connectome = evolve(loop, seed, texts[0], output / f"{loop}-seed{seed}")
+        connectome = evolve(loop, seed, texts[0], output / f"{loop}-seed{seed}", steps)
         result = child(arm, seed, connectome, texts[1], output / "scratch")
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(asdict(result)).encode())
@@ -221,9 +235,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(1)
         transformers_logging.disable_progress_bar()
         texts = corpora(study.dataset)
-        claim(output, {"parents": texts[0].identity(), "children": texts[1].identity()})
+        identities = {"parents": texts[0].identity(), "children": texts[1].identity()}
+        claim(output, identities | {"steps": study.steps})
         for seed in seeds:
-            run_seed(seed, texts, output)
+            run_seed(seed, texts, output, study.steps)
         print(report(stored(output), output))
 
 
