@@ -22,6 +22,7 @@ ORDER = (
     "signed_mask",
     "connectome",
     "operations",
+    "overlap",
     "scope",
     "selection",
     "schedule",
@@ -84,7 +85,10 @@ ORDER = (
 )
 
 # Methods that only lead to the module below that does the work.
-FACADE = {("connectome", below) for below in ("hosts", "hub", "publishing", "storage")}
+FACADE = {
+    ("connectome", below)
+    for below in ("hosts", "hub", "operations", "overlap", "publishing", "storage")
+}
 
 
 def module_of(file: Path) -> str:

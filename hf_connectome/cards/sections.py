@@ -59,9 +59,12 @@ def opening(connectome: Connectome) -> str:
     """Say in two sentences what it is and how it came about."""
     signs = ", and their sign" if connectome.has_signs else " (no signs)"
     how = "How it came about is not recorded."
-    if num := len(connectome.lineage):
+    made = [row for row in connectome.lineage if "operation" in row]
+    if num := len(connectome.lineage) - len(made):
         times = f"{num} generations" if num > 1 else "one generation"
         how = f"It was found by {times} of training and pruning, after {PAPER}."
+    if made:
+        how = f"Its lineage ends with the operation {quoted(made[-1]['operation'])}."
     return (
         f"The wiring of {_whose(connectome)}, without its weights: which "
         f"{connectome.num_survivors:,} of {connectome.num_weights:,} weights exist "

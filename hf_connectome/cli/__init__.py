@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from hf_connectome import __version__
+from hf_connectome.cli.combining import combine, lesion
 from hf_connectome.cli.converting import convert, load_test
 from hf_connectome.cli.inspecting import diff, show, verify
 from hf_connectome.cli.output import Command, Result
@@ -71,6 +72,14 @@ _COMMANDS: dict[Callable[..., Result], list[str]] = {
         "convert runs/cpu/generation-6 small --codec zstd",
         "convert my-pruned-gpt2 my-connectome --exclude wpe",
         "convert out/run/model_generation_5.pt paper-connectome",
+    ],
+    combine: [
+        "combine union runs/a/generation-6 runs/b/generation-6 both --conflicts drop",
+        "combine vote a b c kept --least 2 --conflicts majority",
+    ],
+    lesion: [
+        "lesion runs/cpu/generation-6 without --part skill",
+        "lesion my-connectome without --rows transformer.h.0.mlp.c_proj.weight=0,4-7",
     ],
     load_test: ["load-test runs/cpu/generation-6"],
     push: ["push runs/cpu owner/name --license apache-2.0"],
