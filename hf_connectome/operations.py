@@ -160,7 +160,7 @@ def _combine(
     row = {"operation": operation, **(facts or {}), "of": [member.digest for member in members]}
     row |= {"conflicts": conflicts, "num_conflicts": sum(found.values())}
     made = Connectome(entries, values=_common_values(carriers), config=members[0].config)
-    return Combined(_with_row(made, row), *counts)
+    return Combined(with_row(made, row), *counts)
 
 
 def _agree(signs: Tensor, conflict: Tensor, rule: str, name: str) -> tuple[Tensor, Tensor]:
@@ -198,7 +198,7 @@ def _common_values(members: Sequence[Connectome]) -> dict[str, Tensor]:
     }
 
 
-def _with_row(connectome: Connectome, row: Mapping[str, Any]) -> Connectome:
+def with_row(connectome: Connectome, row: Mapping[str, Any]) -> Connectome:
     """Record in config and lineage what the connectome was made from."""
     if connectome.config is None:
         return connectome
@@ -283,7 +283,7 @@ def lesion(
     row |= {"num_removed": num_removed}
     if isinstance(part, Connectome):
         row["part"] = part.digest
-    return _with_row(lesioned, row)
+    return with_row(lesioned, row)
 
 
 def _removed(name: str, entry: SignedMask, what: Tensor | Lines | SignedMask) -> Tensor:
