@@ -129,13 +129,14 @@ def run_skill_tests(
     _check(skills, texts, num_lots)
     whole = {name: losses(model, batches) for name, batches in texts.items()}
     effects = []
-    for name, skill in skills.items():
-        lots = [random_twin(skill, seed + number) for number in range(num_lots)]
+    for place, (name, skill) in enumerate(skills.items()):
+        first = seed + place * num_lots
+        lots = [random_twin(skill, first + number) for number in range(num_lots)]
         by_lot = [_lesioned_losses(model, lot, texts) for lot in lots]
         found = {
             OWN: _lesioned_losses(model, skill, texts),
             LOT: {text: _mean_by_batch([lot[text] for lot in by_lot]) for text in texts},
-            LARGEST: _lesioned_losses(model, _largest(model, skill), texts),
+            LARGEST: _lesioned_losses(model, largest_links(model, skill), texts),
         }
         for kind, text in itertools.product(found, texts):
             rise = paired_difference(found[kind][text], whole[text])
@@ -179,6 +180,22 @@ def lesioned(model: nn.Module, part: Connectome) -> Iterator[None]:
                 parameter.copy_(before[name])
 
 
+def largest_links(model: nn.Module, links: Connectome) -> Connectome:
+    """Return the weights of largest magnitude, of every tensor as many as ``links`` has.
+
+    Raises:
+        HostMismatchError: the links are of another model.
+    """
+    entries = {}
+    for name, parameter in check_host(links, model).items():
+        weight, entry = full_tensor(parameter).cpu(), links[name]
+        everything = torch.ones(entry.shape, dtype=torch.bool)
+        n_drop = entry.num_weights - entry.num_survivors
+        mask = keep(weight.abs(), everything, n_drop, name=name)
+        entries[name] = SignedMask.pack(mask, weight, orientation=entry.orientation)
+    return Connectome(entries)
+
+
 def _check(
     skills: Mapping[str, Connectome], texts: Mapping[str, Sequence[Batch]], num_lots: int
 ) -> None:
@@ -204,18 +221,6 @@ def _lesioned_losses(
 
 def _mean_by_batch(runs: Sequence[Sequence[float]]) -> list[float]:
     return [math.fsum(values) / len(values) for values in zip(*runs, strict=True)]
-
-
-def _largest(model: nn.Module, skill: Connectome) -> Connectome:
-    """Return as many weights of every tensor as the skill has, those of largest magnitude."""
-    entries = {}
-    for name, parameter in check_host(skill, model).items():
-        weight, entry = full_tensor(parameter).cpu(), skill[name]
-        everything = torch.ones(entry.shape, dtype=torch.bool)
-        n_drop = entry.num_weights - entry.num_survivors
-        mask = keep(weight.abs(), everything, n_drop, name=name)
-        entries[name] = SignedMask.pack(mask, weight, orientation=entry.orientation)
-    return Connectome(entries)
 
 
 def _pair(first: str, second: str, skills: Mapping[str, Connectome]) -> Pair:
