@@ -183,8 +183,8 @@ def _agree(signs: Tensor, conflict: Tensor, rule: str, name: str) -> tuple[Tenso
 def _packed(parts: Sequence[SignedMask], mask: Tensor, sign: Tensor | None) -> SignedMask:
     """Pack the entry; its scale is the parts' own where they have the same."""
     packed = SignedMask.pack(mask, sign, orientation=parts[0].orientation)
-    scales = [part.scale for part in parts]
-    if any(scale is None or not np.array_equal(scale, scales[-1]) for scale in scales):
+    scales = [part.scale for part in parts if part.scale is not None]
+    if len(scales) < len(parts) or not all(np.array_equal(s, scales[0]) for s in scales):
         return packed
     return replace(packed, scale=scales[0])
 

@@ -32,7 +32,8 @@ from transformers.utils import logging as transformers_logging
 from hf_connectome.analysis.interval_panels import interval_panels
 from hf_connectome.callbacks import MaskCallback, StepProgress
 from hf_connectome.continual import TaskSequence
-from hf_connectome.data import collate, document_key, pack, train_bpe
+from hf_connectome.data import collate, document_key, pack, tokenizer_digest, train_bpe
+from hf_connectome.data.documents import hold_out
 from hf_connectome.data.source_parts import read_parts
 from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.paired import mean_estimate, paired_difference
@@ -122,13 +123,13 @@ class Text:
 def prepare(arguments: SkillArguments) -> tuple[dict[str, Text], PreTrainedTokenizerFast]:
     """Read the parts, train the tokenizer on what may be learned from, and cut blocks."""
     parts = read_parts(arguments.max_bytes)
-    sides = {
-        name: [
-            [text for text in texts if (document_key(text)[0] < HELD_OUT) is held_out]
-            for held_out in (False, True)
+    sides = {}
+    for name, texts_of in parts.items():
+        held = hold_out(np.array([document_key(text)[0] for text in texts_of]), HELD_OUT, name)
+        sides[name] = [
+            [t for t, out in zip(texts_of, held, strict=True) if out == side]
+            for side in (False, True)
         ]
-        for name, texts in parts.items()
-    }
     learned = [text for train, _ in sides.values() for text in train]
     tokenizer = train_bpe(learned, arguments.vocab_size)
 
@@ -370,8 +371,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         output = Path(arguments.output_dir)
         transformers_logging.disable_progress_bar()
         settings = deciding(explicit_settings((arguments,)))
-        claim(output, {key: value for key, value in settings.items() if key not in EXTENDING})
+        settings = {key: value for key, value in settings.items() if key not in EXTENDING}
+        claim(output, settings, record=False)
         texts, tokenizer = prepare(arguments)
+        # Another Python has other sources, which give another tokenizer.
+        claim(output, settings | {"tokenizer": tokenizer_digest(tokenizer)})
         for name, text in texts.items():
             print(f"{name}: {len(text.train):,} blocks of {arguments.block_size} tokens")
         runs = []

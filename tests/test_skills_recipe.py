@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 
 import pytest
-from test_recipes import recipe
+from test_recipes import RECIPES
 
 from hf_connectome.analysis.interval_panels import interval_panels
 from hf_connectome.connectome import Connectome
 from hf_connectome.data.source_parts import pieces_of, read_parts
 from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.paired import Estimate
+
+
+@pytest.fixture(scope="module")
+def main():
+    """The recipe's; its dataclasses look their module up by name."""
+    spec = importlib.util.spec_from_file_location("recipe_skills", RECIPES / "skills.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module.main
+    del sys.modules[spec.name]
+
 
 SOURCE = '''
 """Module says."""
@@ -59,9 +72,9 @@ def options(folder, *more):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(main, tmp_path_factory):
     folder = tmp_path_factory.mktemp("skills")
-    recipe("skills").main(options(folder))
+    main(options(folder))
     return folder
 
 
@@ -90,28 +103,28 @@ def test_links_of_its_own_forget_nothing(run):
     assert free[0] - free[1] == free[1] - free[2] == births.pop()
 
 
-def test_same_command_again_computes_only_what_is_missing(run, capsys):
+def test_same_command_again_computes_only_what_is_missing(main, run, capsys):
     before = (run / "results.json").read_text()
     kept = (run / "seed-0.json").stat().st_mtime_ns
-    recipe("skills").main(options(run))
+    main(options(run))
     assert (run / "seed-0.json").stat().st_mtime_ns == kept
     assert (run / "results.json").read_text() == before
     assert "learning" not in capsys.readouterr().out
 
 
-def test_recipe_refuses_the_folder_of_other_settings_and_empty_runs(run, capsys):
+def test_recipe_refuses_the_folder_of_other_settings_and_empty_runs(main, run, capsys):
     for more, said in (
         (["--density", "0.1"], "belongs to a run of another configuration: density"),
         (["--seeds", "0"], "seeds is 0; expected at least 1"),
     ):
         with pytest.raises(SystemExit):
-            recipe("skills").main(options(run, *more))
+            main(options(run, *more))
         assert said in capsys.readouterr().err
 
 
-def test_too_little_held_out_text_is_refused_before_training(tmp_path, capsys):
+def test_too_little_held_out_text_is_refused_before_training(main, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        recipe("skills").main([*options(tmp_path), "--max_bytes", "40000", "--block_size", "64"])
+        main([*options(tmp_path), "--max_bytes", "40000", "--block_size", "64"])
     said = capsys.readouterr().err
     assert "held-out" in said
     assert "Raise --max_bytes or lower --block_size" in said
