@@ -104,7 +104,7 @@ def fisher_scores(
     with the diagonal of the empirical Fisher information in place of the Hessian.
 
     Source: formula as in LeCun, Denker & Solla 1990, "Optimal Brain Damage" (saliency h w^2 / 2)
-    and Theis et al. 2018, arXiv:1801.05787 (Fisher for h); neither text was read for this.
+    and in arXiv:1801.05787 (Fisher information for h); neither text was read for this.
     """
     parameters = parameters_of(model)
     chosen = {name: parameters[name] for name in resolve(model, scope)}
