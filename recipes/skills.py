@@ -68,8 +68,6 @@ HELD_OUT = 0.1
 BATCH = 16
 NUM_TEST_BATCHES = 12
 TEST_BATCH = 8
-NUM_SHOWN = 96
-"""Blocks that show a skill, each a batch of its own."""
 EXTENDING = ("seeds", "first_seed")
 OWN, SHARED = "links of its own", "plain fine-tuning"
 
@@ -87,6 +85,9 @@ class SkillArguments:
     )
     density: float = field(default=0.05, metadata={"help": "Links of a skill over weights."})
     task_density: float = field(default=0.25, metadata={"help": "Links of a task over weights."})
+    blocks: int = field(
+        default=96, metadata={"help": "Blocks that show a skill, as many that show the others."}
+    )
     lots: int = field(default=4, metadata={"help": "Lesions by lot that are averaged."})
     learning_rate: float = field(default=3e-3, metadata={"help": "Of AdamW, with a cosine."})
     block_size: int = field(default=64, metadata={"help": "Tokens in a block."})
@@ -107,6 +108,10 @@ class SkillArguments:
         for name in ("seeds", "steps", "task_steps", "lots"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1.")
+        if self.blocks < 2:
+            raise ConfigError(
+                f"blocks is {self.blocks}; expected at least 2, one for each other text."
+            )
 
 
 # ---- texts ---------------------------------------------------------------------------------------
@@ -294,10 +299,10 @@ def skill_of(
     others = [text for other, text in texts.items() if other != name]
     return find_skill(
         model,
-        shown(texts[name], NUM_SHOWN),
+        shown(texts[name], arguments.blocks),
         density=arguments.density,
         method=method,
-        other=[batch for text in others for batch in shown(text, NUM_SHOWN // len(others))],
+        other=[batch for text in others for batch in shown(text, arguments.blocks // len(others))],
     )
 
 

@@ -65,7 +65,7 @@ def test_parts_are_of_the_size_asked_for_and_share_no_file():
 
 def options(folder, *more):
     return [
-        "--output_dir", str(folder), "--steps", "2", "--task_steps", "3", "--lots", "1",
+        "--output_dir", str(folder), "--steps", "2", "--task_steps", "3", "--lots", "1", "--blocks", "4",
         "--max_bytes", "250000", "--block_size", "16", "--vocab_size", "300",
         "--model_overrides", "n_layer=1,n_embd=8,n_head=2,n_positions=16", *more,
     ]  # fmt: skip
@@ -116,6 +116,7 @@ def test_recipe_refuses_the_folder_of_other_settings_and_empty_runs(main, run, c
     for more, said in (
         (["--density", "0.1"], "belongs to a run of another configuration: density"),
         (["--seeds", "0"], "seeds is 0; expected at least 1"),
+        (["--blocks", "1"], "blocks is 1; expected at least 2"),
     ):
         with pytest.raises(SystemExit):
             main(options(run, *more))
