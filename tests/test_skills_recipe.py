@@ -65,8 +65,8 @@ def test_parts_are_of_the_size_asked_for_and_share_no_file():
 
 def options(folder, *more):
     return [
-        "--output_dir", str(folder), "--steps", "2", "--task_steps", "3", "--lots", "1", "--blocks", "4",
-        "--max_bytes", "250000", "--block_size", "16", "--vocab_size", "300",
+        "--output_dir", str(folder), "--steps", "2", "--task_steps", "3", "--lots", "1",
+        "--blocks", "4", "--max_bytes", "250000", "--block_size", "16", "--vocab_size", "300",
         "--model_overrides", "n_layer=1,n_embd=8,n_head=2,n_positions=16", *more,
     ]  # fmt: skip
 
