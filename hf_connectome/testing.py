@@ -19,7 +19,7 @@ from hf_connectome.controls.counting import whole_bits
 from hf_connectome.criteria import CriterionContext
 from hf_connectome.errors import ConfigError, ConnectomeError
 from hf_connectome.hosts import describe, extract, wire
-from hf_connectome.scope import CONV, EMBEDDING, OUT_IN, RAW, ScopedParameter, resolve
+from hf_connectome.scope import CONV, EMBEDDING, IN_OUT, OUT_IN, RAW, ScopedParameter, resolve
 from hf_connectome.seeding import generator
 from hf_connectome.selection import keep
 from hf_connectome.wirings import RandomWiring
@@ -128,7 +128,9 @@ def check_wiring(wiring: Wiring) -> None:
     It has all parameters of the scope, as they are stored there, each with exactly
     round(density * n) survivors, from one weight to all; it depends on the seed and on neither the
     order of the scope nor torch's global generator; parameters of equal shape get other masks; a
-    density that leaves a parameter without weights is refused.
+    density that leaves a parameter without weights is refused. A wiring of certain shapes alone
+    (``shapes``) is asked for these, where parameters of equal shape get other signs; other shapes
+    and other densities are refused.
 
     Raises:
         AssertionError: says what is wrong, and at which density.
@@ -138,6 +140,10 @@ def check_wiring(wiring: Wiring) -> None:
         >>> check_wiring(RandomWiring())
     """
     _check_source(wiring)
+    only = wiring.shapes()
+    if only is not None:
+        _check_shapes(wiring, only)
+        return
     sizes = {name: torch.Size(p.shape).numel() for name, p in _SCOPE.items()}
     densities: list[float | Mapping[str, float]] = [0.25, 0.5, 1.0]
     densities += [{name: 1 / size for name, size in sizes.items()}]
@@ -146,7 +152,7 @@ def check_wiring(wiring: Wiring) -> None:
             name: round((density if isinstance(density, float) else density[name]) * size)
             for name, size in sizes.items()
         }
-        _check_drawn(wiring, density, wanted)
+        _check_drawn(wiring, _SCOPE, density, wanted)
     drawn = wiring.build(_SCOPE, 0.25, 1)
     first, second = "block.0.weight", "block.1.weight"
     _expect(
@@ -155,39 +161,72 @@ def check_wiring(wiring: Wiring) -> None:
         "Draw from hf_connectome.seeding.generator(seed, name).",
     )
     for impossible in (0.0, 1e-9, 1.5):
-        _expect_refusal(wiring, impossible)
+        _expect_refusal(wiring, _SCOPE, impossible)
+
+
+def _check_shapes(wiring: Wiring, only: Mapping[tuple[int, ...], int]) -> None:
+    for shape, num_survivors in only.items():
+        names = [f"{kind}.{n}" for kind in (OUT_IN, IN_OUT) for n in (0, 1)]
+        scope = {name: ScopedParameter(name, shape, name[:-2]) for name in names}
+        density = num_survivors / torch.Size(shape).numel()
+        wanted = dict.fromkeys(names, num_survivors)
+        for given in (density, dict.fromkeys(names, density)):
+            _check_drawn(wiring, scope, given, wanted)
+        drawn = wiring.build(scope, density, 1)
+        label = f"{type(wiring).__name__} gave {names[0]!r}"
+        _expect(
+            not torch.equal(drawn.sign(names[0]), drawn.sign(names[1])),
+            f"{label} and {names[1]!r}, of equal shape, the same mask and signs. "
+            "Draw from hf_connectome.seeding.generator(seed, name).",
+        )
+        if len(shape) == 2:
+            _expect(
+                torch.equal(drawn.mask(names[0]), drawn.mask(names[2]).T),
+                f"{label}, stored (out, in), a mask that is not the transpose of that of "
+                f"{names[2]!r}, stored (in, out).",
+            )
+        _expect_refusal(wiring, scope, density / 2)
+        longer = (shape[0] + 1, *shape[1:])
+        if longer not in only:
+            odd = {names[0]: ScopedParameter(names[0], longer, OUT_IN)}
+            _expect_refusal(wiring, odd, density)
 
 
 def _check_drawn(
-    wiring: Wiring, density: float | Mapping[str, float], wanted: Mapping[str, int]
+    wiring: Wiring,
+    scope: Mapping[str, ScopedParameter],
+    density: float | Mapping[str, float],
+    wanted: Mapping[str, int],
 ) -> None:
     label = f"{type(wiring).__name__}.build at density {density}"
-    drawn, again = _twice(lambda: wiring.build(_SCOPE, density, 1), label)
+    drawn, again = _twice(lambda: wiring.build(scope, density, 1), label)
     _expect(isinstance(drawn, Connectome), f"{label} returned a {type(drawn).__name__}.")
     _expect(
-        set(drawn.names) == set(_SCOPE),
-        f"{label} wires {list(drawn.names)}; the scope has {sorted(_SCOPE)}.",
+        set(drawn.names) == set(scope),
+        f"{label} wires {list(drawn.names)}; the scope has {sorted(scope)}.",
     )
     for name, entry in drawn.items():
         here = ScopedParameter(name, entry.shape, entry.orientation)
-        _expect(here == _SCOPE[name], f"{label}: it has {here}; the scope has {_SCOPE[name]}.")
+        _expect(here == scope[name], f"{label}: it has {here}; the scope has {scope[name]}.")
         _expect(
             entry.num_survivors == wanted[name],
             f"{label}: {name!r} has {entry.num_survivors} survivors, expected {wanted[name]}.",
         )
     _expect(drawn == again, f"{label} gave another connectome for the same seed.")
-    backwards = wiring.build(dict(reversed(_SCOPE.items())), density, 1)
+    backwards = wiring.build(dict(reversed(scope.items())), density, 1)
     _expect(drawn == backwards, f"{label} depends on the order of the scope.")
 
 
-def _expect_refusal(wiring: Wiring, density: float) -> None:
+def _expect_refusal(wiring: Wiring, scope: Mapping[str, ScopedParameter], density: float) -> None:
     try:
-        drawn = wiring.build(_SCOPE, density, 1)
+        drawn = wiring.build(scope, density, 1)
     except ConnectomeError:
         return
+    shape = next(iter(scope.values())).shape
     raise AssertionError(
-        f"{type(wiring).__name__}.build accepted density {density} and gave {drawn!r}; expected a "
-        "ScopeError, for a parameter would have no weight or more than there are."
+        f"{type(wiring).__name__}.build accepted density {density} of {shape} and gave {drawn!r}; "
+        "expected a ScopeError, for a parameter would have no weight, more than there are, or "
+        "others than the wiring has."
     )
 
 

@@ -34,7 +34,17 @@ class Wiring(ABC):
 
         Returns:
             A connectome with exactly round(density * n) survivors in every parameter.
+
+        Raises:
+            ScopeError: a density or a shape that the wiring does not have.
         """
+
+    def shapes(self) -> Mapping[tuple[int, ...], int] | None:
+        """Return the only shapes that fit, each with its number of survivors; None: any shape.
+
+        A wiring that returns shapes has their densities and no other.
+        """
+        return None
 
 
 wirings: Registry[Wiring] = Registry("wiring")
