@@ -25,6 +25,7 @@ PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 .PHONY: help venv evolve test test-slow check lint types spelling floor bench clean
 
 help: ## List the targets
