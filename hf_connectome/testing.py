@@ -213,7 +213,7 @@ def _check_drawn(
             f"{label}: {name!r} has {entry.num_survivors} survivors, expected {wanted[name]}.",
         )
     _expect(drawn == again, f"{label} gave another connectome for the same seed.")
-    backwards = wiring.build(dict(reversed(scope.items())), density, 1)
+    backwards = wiring.build(dict(reversed(list(scope.items()))), density, 1)
     _expect(drawn == backwards, f"{label} depends on the order of the scope.")
 
 

@@ -91,8 +91,9 @@ class NeuronGraph:
             ConfigError: an edge or a role names a neuron that is not in ``names``.
         """
         place = {name: number for number, name in enumerate(names)}
-        edges, inputs, outputs = list(edges), list(inputs), list(outputs)
-        used = [*(name for edge in edges for name in edge[:2]), *inputs, *outputs]
+        ends = [(edge[0], edge[1]) for edge in (edges := list(edges))]
+        inputs, outputs = list(inputs), list(outputs)
+        used = [*(name for pair in ends for name in pair), *inputs, *outputs]
         unknown = [name for name in dict.fromkeys(used) if name not in place]
         if unknown:
             raise ConfigError(
@@ -100,7 +101,7 @@ class NeuronGraph:
                 "its synapses out."
             )
         weights = torch.zeros(len(names), len(names), dtype=torch.float64)
-        pre, post = ([place[edge[side]] for edge in edges] for side in (0, 1))
+        pre, post = ([place[pair[side]] for pair in ends] for side in (0, 1))
         sizes = torch.tensor([edge[2] if len(edge) == 3 else 1.0 for edge in edges])
         at = torch.tensor(pre, dtype=torch.long), torch.tensor(post, dtype=torch.long)
         weights.index_put_(at, sizes.double(), accumulate=True)

@@ -77,7 +77,7 @@ class ConnectomeJepaConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Refuse counts and settings that no model can have."""
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         check_direction(self.direction)
         if self.hop_init not in HOP_INITS:
             raise UnknownNameError(

@@ -29,7 +29,7 @@ def rms_norm(states: Tensor, config: ConnectomeJepaConfig) -> Tensor:
 class WiredLinear(nn.Linear):
     """A Linear of which the synapses exist; what its weight holds elsewhere is not looked at."""
 
-    def forward(self, input: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, input: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         """Apply the weights where ``mask``, ``(out, in)`` bool, has a synapse."""
         return functional.linear(input, self.weight.masked_fill(~mask, 0.0), self.bias)
 

@@ -12,8 +12,8 @@ def span_mask(
     """Draw spans of tokens to mask, from torch's global generator.
 
     Exactly ``round(fraction * length)`` tokens of every row, at least one, in as many spans as make
-    their mean length ``mean_span``; all ways to cut and place these spans are equally likely, and
-    spans may touch.
+    their mean length ``mean_span``; all ways to cut and place these spans are equally likely. They
+    may touch, and lie on a ring, so that the ends of a row are masked as often as its middle.
 
     Returns:
         ``(num_rows, length)`` bool, True where a token is masked.
@@ -37,7 +37,9 @@ def span_mask(
     is_span = torch.zeros(num_rows, num_items, dtype=torch.bool, device=device)
     sizes, is_span = sizes.scatter(1, places, spans), is_span.scatter(1, places, True)
     masked = is_span.reshape(-1).repeat_interleave(sizes.reshape(-1), output_size=num_rows * length)
-    return masked.reshape(num_rows, length)
+    shifts = torch.randint(length, (num_rows, 1), device=device)
+    around = (torch.arange(length, device=device) + shifts) % length
+    return masked.reshape(num_rows, length).gather(1, around)
 
 
 def jepa_loss(predicted: Tensor, target: Tensor, masked: Tensor) -> Tensor:

@@ -54,8 +54,8 @@ class ConnectomeJepaPreTrainedModel(PreTrainedModel):
     config_class = ConnectomeJepaConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("ConnectomeJepaHop",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["ConnectomeJepaHop"]  # noqa: RUF012 (transformers wants lists)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -97,14 +97,14 @@ class ConnectomeJepaPreTrainedModel(PreTrainedModel):
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.base_model.check_wiring()
+        _base(model).check_wiring()
         return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the first weights; what was loaded stays."""
         if isinstance(module, WiredLinear):
-            mask = self.base_model.mask
+            mask = _base(self).mask
             init.normal_(module.weight)
             std: Tensor | float = self.config.initializer_range
             if self.config.hop_init == "in_degree":
@@ -112,7 +112,7 @@ class ConnectomeJepaPreTrainedModel(PreTrainedModel):
             init.copy_(module.weight, (module.weight * std).masked_fill(~mask, 0.0))
             init.zeros_(module.bias)
             return
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, SilentLinear):
             init.zeros_(module.weight)
         elif isinstance(module, ConnectomeJepaHop):
@@ -123,6 +123,12 @@ class ConnectomeJepaPreTrainedModel(PreTrainedModel):
             init.zeros_(module.mask_embedding)
             if module.bypass is not None:
                 init.constant_(module.bypass, self.config.bypass)
+
+
+def _base(model: ConnectomeJepaPreTrainedModel) -> ConnectomeJepaModel:
+    base = model.base_model
+    assert isinstance(base, ConnectomeJepaModel)
+    return base
 
 
 class ConnectomeJepaModel(ConnectomeJepaPreTrainedModel):
@@ -157,7 +163,7 @@ class ConnectomeJepaModel(ConnectomeJepaPreTrainedModel):
         self.hops = nn.ModuleList(ConnectomeJepaHop(config, n) for n in range(config.num_hops))
         self.output_proj = nn.Linear(config.num_outputs, config.hidden_size, bias=False)
         self.bypass = nn.Parameter(torch.empty(1)) if config.bypass else None
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]
         self.gradient_checkpointing = False
         given = wiring is not None
         if wiring is None:
@@ -173,7 +179,7 @@ class ConnectomeJepaModel(ConnectomeJepaPreTrainedModel):
                     "num_edges=None wires every neuron to every neuron."
                 )
             self.check_wiring()
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def check_wiring(self) -> None:
         """Refuse a wiring that is not what the config counts, or that leaves outputs unreached.
@@ -213,7 +219,17 @@ class ConnectomeJepaModel(ConnectomeJepaPreTrainedModel):
         """Exchange the embedding of the tokens."""
         self.embed_tokens = value  # type: ignore[assignment]
 
-    @capture_outputs(tie_last_hidden_states=False)
+    def _embedded(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, masked: Tensor | None
+    ) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds.")
+        embedded = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if masked is None:
+            return embedded
+        return torch.where(masked[..., None], self.mask_embedding, embedded)
+
+    @capture_outputs(tie_last_hidden_states=False)  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -240,13 +256,7 @@ class ConnectomeJepaModel(ConnectomeJepaPreTrainedModel):
         Returns:
             The normed read-out ``(B, T, hidden_size)``; hidden states are those of the neurons.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds.")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        assert inputs_embeds is not None
-        if masked is not None:
-            inputs_embeds = torch.where(masked[..., None], self.mask_embedding, inputs_embeds)
+        inputs_embeds = self._embedded(input_ids, inputs_embeds, masked)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
@@ -293,9 +303,9 @@ class ConnectomeJepaForCausalLM(ConnectomeJepaPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = ConnectomeJepaModel(config, wiring)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
