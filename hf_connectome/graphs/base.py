@@ -91,7 +91,8 @@ class NeuronGraph:
             ConfigError: an edge or a role names a neuron that is not in ``names``.
         """
         place = {name: number for number, name in enumerate(names)}
-        ends = [(edge[0], edge[1]) for edge in (edges := list(edges))]
+        edges = list(edges)
+        ends = [(edge[0], edge[1]) for edge in edges]
         inputs, outputs = list(inputs), list(outputs)
         used = [*(name for pair in ends for name in pair), *inputs, *outputs]
         unknown = [name for name in dict.fromkeys(used) if name not in place]
