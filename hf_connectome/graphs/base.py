@@ -149,7 +149,7 @@ class NeuronGraph:
         """Count the edges from neurons of one role to those of another."""
         return int(self.adjacency[self.of_role(pre)][:, self.of_role(post)].sum())
 
-    def linear_mask(self, direction: Direction = "along") -> Tensor:
+    def linear_mask(self, direction: str = "along") -> Tensor:
         """Return the ``(out, in)`` mask of a linear map ``y = W x`` over the neurons.
 
         Args:

@@ -23,7 +23,12 @@ class ConnectomeJepaConfig(PreTrainedConfig):
     """
 
     model_type = "connectome_jepa"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = [  # noqa: RUF012 (transformers wants a list)
+        "past_key_values",
+        "cross_entropy",
+        "jepa",
+        "sigreg",
+    ]
     default_theta = 10000.0
 
     vocab_size: int = 1024

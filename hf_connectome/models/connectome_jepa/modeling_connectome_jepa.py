@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
     from typing_extensions import Self
 
-    from hf_connectome.graphs import Direction, NeuronGraph
+    from hf_connectome.graphs import NeuronGraph
 
 
 @dataclass
@@ -64,9 +64,7 @@ class ConnectomeJepaPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": ConnectomeJepaHop, "attentions": NeuronAttention}  # noqa: RUF012
 
     @classmethod
-    def from_graph(
-        cls, graph: NeuronGraph, *, direction: Direction = "along", **settings: Any
-    ) -> Self:
+    def from_graph(cls, graph: NeuronGraph, *, direction: str = "along", **settings: Any) -> Self:
         """Build a fresh model on a graph; weights are drawn from torch's global generator.
 
         Args:

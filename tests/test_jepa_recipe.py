@@ -1,0 +1,227 @@
+"""recipes/jepa.py from the command line: trains, resumes, refuses; and its parts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+import zstandard
+from test_connectome_jepa import TOKENS, small_model
+from test_recipes import RECIPES, changed, recipe, texts  # noqa: F401 (texts is a fixture)
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+
+from hf_connectome.data import DataArguments, load_corpus
+from hf_connectome.errors import ConfigError, UnknownNameError
+from hf_connectome.models.connectome_jepa.arguments import JepaArguments, build_graph
+from hf_connectome.models.connectome_jepa.training import TermsTrainer, artefact_bytes
+from hf_connectome.parsing import parse
+
+DRAWN = {"wiring": "random", "neurons": 20, "inputs": 4, "outputs": 5, "density": 0.3}
+
+
+def options(texts, output, **settings):  # noqa: F811
+    given = [
+        "--dataset", str(texts), "--tokenizer", "bpe:300", "--block_size", "16",
+        "--eval_fraction", "0.2", "--max_eval_tokens", "480",
+        "--wiring", "random", "--neurons", "20", "--inputs", "4", "--outputs", "5",
+        "--density", "0.3", "--hidden_size", "16", "--hops", "4", "--heads", "2", "--head_dim", "4",
+        "--sigreg_weight", "0.001", "--max_steps", "6", "--learning_rate", "1e-2",
+        "--per_device_train_batch_size", "4", "--save_steps", "3", "--logging_steps", "3",
+        "--use_cpu", "true", "--disable_tqdm", "true", "--report_to", "none",
+        "--output_dir", str(output),
+    ]  # fmt: skip
+    return changed(given, **settings)
+
+
+@pytest.fixture(scope="module")
+def run(texts, tmp_path_factory):  # noqa: F811
+    output = tmp_path_factory.mktemp("jepa") / "run"
+    recipe("jepa").main(options(texts, output))
+    return output
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---- the recipe ----------------------------------------------------------------------------------
+
+
+def test_run_leaves_a_loadable_model_and_what_was_measured(run, texts):  # noqa: F811
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    assert model.config.vocab_size == len(tokenizer) == 300
+    found = json.loads((run / "results.json").read_text())
+    assert (found["neurons"], found["edges"], found["step"]) == (20, 120, 6)
+    assert found["parameters"] == model.num_parameters() - 4 * (400 - 120)
+    assert found["artefact_bytes"] == artefact_bytes(model)
+    data = DataArguments(
+        str(texts), tokenizer="bpe:300", block_size=16, eval_fraction=0.2, max_eval_tokens=480
+    )
+    corpus = load_corpus(data, tokenizer)
+    with torch.no_grad():
+        blocks = torch.tensor(corpus.evaluation["input_ids"])
+        loss = float(model(blocks, labels=blocks).loss)
+    assert found["eval_loss"] == pytest.approx(loss, rel=1e-4)
+    expected = loss / math.log(2) * corpus.num_eval_tokens / corpus.num_eval_bytes
+    assert found["bits_per_byte"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_term_of_the_loss_is_logged_beside_their_sum(run):
+    logged = [r for r in metrics(run) if "loss" in r]
+    assert [r["step"] for r in logged] == [3, 6]
+    for record in logged:
+        terms = [record[f"loss_{name}"] for name in ("cross_entropy", "jepa", "sigreg")]
+        assert all(term > 0 for term in terms)
+        assert sum(terms) == pytest.approx(record["loss"], rel=1e-5)
+
+
+def test_run_that_was_stopped_ends_in_the_same_weights(run, texts, tmp_path, capsys):  # noqa: F811
+    stopped = tmp_path / "stopped"
+    shutil.copytree(run, stopped)
+    shutil.rmtree(stopped / "checkpoint-6")
+    recipe("jepa").main(options(texts, stopped))
+    assert f"going on from {stopped / 'checkpoint-3'}: step 3" in capsys.readouterr().out
+    ours, theirs = (f / "model" / "model.safetensors" for f in (run, stopped))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert (run / "results.json").read_text() == (stopped / "results.json").read_text()
+    last = [[r for r in metrics(f) if r["step"] == 6 and "loss" in r][0] for f in (run, stopped)]
+    assert last[0] == last[1]
+
+
+def test_run_that_has_ended_is_measured_again(run, texts, capsys):  # noqa: F811
+    before = (run / "results.json").read_text()
+    (run / "results.json").unlink()
+    recipe("jepa").main(options(texts, run))
+    assert "tokens a second" not in capsys.readouterr().out
+    assert (run / "results.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"wiring": "celegnas"}, "Did you mean 'celegans'"),
+        ({"twin": "degres"}, "Did you mean 'degrees'"),
+        ({"wiring_file": "x.csv"}, "the wiring 'random' takes no wiring_file"),
+        ({"wiring": "file"}, "the wiring 'file' reads a graph"),
+        ({"neurons": 8}, "4 inputs and 5 outputs are more than the 8 neurons"),
+        ({"direction": "up"}, "unknown direction 'up'"),
+        ({"hops": 1}, "num_hops is 1; expected at least 2"),
+        ({"density": 0.003}, "reaches the output neurons"),
+        ({"max_steps": -1}, "max_steps is -1"),
+        ({"twin": "roles"}, "belongs to a run of another configuration"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(run, texts, capsys, settings, said):  # noqa: F811
+    with pytest.raises(SystemExit) as stopped:
+        recipe("jepa").main(options(texts, run, **settings))
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(texts, tmp_path):  # noqa: F811
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
+    command += [str(RECIPES / "jepa.py"), *options(texts, tmp_path, ddp_backend="gloo")]
+    environment = os.environ | {"PYTHONPATH": str(RECIPES.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("tokens a second") == 1
+    for record in (r for r in metrics(tmp_path) if "loss" in r):
+        terms = [record[f"loss_{name}"] for name in ("cross_entropy", "jepa", "sigreg")]
+        assert sum(terms) == pytest.approx(record["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["jepa", "jepa_openstax"])
+def test_configs_are_settings_of_the_recipe(name):
+    kinds = (JepaArguments, DataArguments, TrainingArguments)
+    arguments, data, training = parse(
+        kinds, ["--config", name], prog="jepa.py", description="", config_dir=RECIPES / "configs"
+    )
+    assert (arguments.wiring, arguments.direction, data.tokenizer) == (
+        "celegans",
+        "along",
+        "bpe:1024",
+    )
+    assert (
+        training.max_steps
+        == yaml.safe_load((RECIPES / "configs" / f"{name}.yaml").read_text())["max_steps"]
+    )
+
+
+# ---- graphs by name ------------------------------------------------------------------------------
+
+
+def test_drawn_graph_has_its_counts_and_its_twin_too():
+    graph = build_graph(JepaArguments(**DRAWN))
+    assert (graph.num_neurons, graph.num_edges) == (20, 120)
+    assert (graph.inputs, graph.outputs) == ((0, 1, 2, 3), (15, 16, 17, 18, 19))
+    twin = build_graph(JepaArguments(**DRAWN, twin="degrees"))
+    assert twin.adjacency.sum(1).equal(graph.adjacency.sum(1))
+    assert not twin.adjacency.equal(graph.adjacency)
+    assert not build_graph(JepaArguments(**DRAWN, wiring_seed=1)).adjacency.equal(graph.adjacency)
+
+
+def test_graph_comes_from_a_file(tmp_path):
+    (tmp_path / "edges.csv").write_text("pre,post\na,b\nb,c\n")
+    (tmp_path / "neurons.csv").write_text("name,role\na,sensory\nb,inter\nc,motor\n")
+    files = {
+        "wiring_file": str(tmp_path / "edges.csv"),
+        "neurons_file": str(tmp_path / "neurons.csv"),
+    }
+    graph = build_graph(JepaArguments(wiring="file", **files))
+    assert graph.roles == ("sensory", "inter", "motor")
+    with pytest.raises(ConfigError, match="the wiring 'celegans' takes no wiring_file"):
+        JepaArguments(wiring="celegans", **files)
+    with pytest.raises(UnknownNameError):
+        build_graph(JepaArguments(wiring="file", **files, twin="none"))
+
+
+# ---- the trainer's log and the artefact ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_terms_are_means_over_the_steps_since_the_last_record(tmp_path, accumulation):
+    rows = [{"input_ids": row, "labels": row} for row in TOKENS.repeat(4, 1)]
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=4, logging_steps=2, learning_rate=0.0, use_cpu=True,
+        per_device_train_batch_size=2 // accumulation, gradient_accumulation_steps=accumulation,
+        disable_tqdm=True, report_to="none", save_strategy="no",
+    )  # fmt: skip
+    model = small_model(jepa_weight=0.0, sigreg_weight=0.0)
+    trainer = TermsTrainer(model, arguments, train_dataset=rows)
+    trainer.train()
+    logged = [r for r in trainer.state.log_history if "loss" in r]
+    assert [r["step"] for r in logged] == [2, 4]
+    for record in logged:
+        assert record["loss_cross_entropy"] == pytest.approx(record["loss"], rel=1e-5)
+        assert "loss_jepa" not in record
+    evaluated = model.eval()(TOKENS, labels=TOKENS).loss
+    assert logged[0]["loss"] == pytest.approx(float(evaluated.detach()), rel=0.2)
+
+
+def test_artefact_counts_every_part_once():
+    model = small_model()
+    parts = [np.packbits(model.model.mask.numpy(), axis=-1).tobytes()]
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    bound = sum(p.numel() + 2 * len(p) for p in matrices)
+    bound += sum(2 * p.numel() for p in model.parameters() if p.ndim < 2)
+    bound += sum(2 * b.numel() for b in model.buffers() if b.dtype != torch.bool) + len(parts[0])
+    size = artefact_bytes(model)
+    assert 0.5 * bound < size < bound + 200
+    empty = small_model()
+    with torch.no_grad():
+        for parameter in empty.parameters():
+            parameter.zero_()
+    zeros = zstandard.ZstdCompressor(level=19).compress(bytes(bound))
+    assert artefact_bytes(empty) < len(zeros) + 300
