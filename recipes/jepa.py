@@ -34,7 +34,7 @@ from hf_connectome.data import DataArguments, collate, load_corpus
 from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.metrics.formulas import bits_per_byte
 from hf_connectome.models.connectome_jepa.arguments import JepaArguments, build_graph, build_model
-from hf_connectome.models.connectome_jepa.training import TermsTrainer, artefact_bytes
+from hf_connectome.models.connectome_jepa.training import TermsTrainer, artefact_bytes, num_alive
 from hf_connectome.parsing import explicit_settings, friendly_errors, parse
 from hf_connectome.runs import claim, deciding, last_checkpoint, refuse_named_checkpoint, step_of
 from hf_connectome.storage import refused_writes_named, write_atomically
@@ -95,14 +95,13 @@ def results(trainer: TermsTrainer, corpus: Corpus, graph: NeuronGraph) -> dict[s
     loss = trainer.evaluate()["eval_loss"]
     assert corpus.num_eval_bytes is not None
     model = trainer.model
-    dead = sum(int((~model.model.mask).sum()) for _ in model.model.hops)
     return {
         "step": trainer.state.global_step,
         "eval_loss": loss,
         "bits_per_byte": bits_per_byte([loss * corpus.num_eval_tokens], [corpus.num_eval_bytes]),
         "neurons": graph.num_neurons,
         "edges": graph.num_edges,
-        "parameters": model.num_parameters() - dead,
+        "parameters": num_alive(model),
         "artefact_bytes": artefact_bytes(model),
     }
 

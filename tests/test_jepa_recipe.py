@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -161,6 +162,91 @@ def test_configs_are_settings_of_the_recipe(name):
     )
     written = yaml.safe_load((RECIPES / "configs" / f"{name}.yaml").read_text())
     assert training.max_steps == written["max_steps"]
+
+
+# ---- the re-test ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def graph_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graph")
+    graph = build_graph(JepaArguments(**DRAWN))
+    edges = [f"{graph.names[i]},{graph.names[j]}" for i, j in graph.adjacency.nonzero().tolist()]
+    neurons = [f"{name},{role}" for name, role in zip(graph.names, graph.roles, strict=True)]
+    (folder / "edges.csv").write_text("\n".join(["pre,post", *edges]))
+    (folder / "neurons.csv").write_text("\n".join(["name,role", *neurons]))
+    return folder
+
+
+def retest_options(texts, graph_files, output, *more):  # noqa: F811
+    return [
+        "--dataset", str(texts), "--tokenizer", "bpe:300", "--block_size", "16",
+        "--eval_fraction", "0.2", "--max_eval_tokens", "160", "--max_train_tokens", "3200",
+        "--wiring", "file", "--wiring_file", str(graph_files / "edges.csv"),
+        "--neurons_file", str(graph_files / "neurons.csv"),
+        "--hidden_size", "16", "--head_dim", "4", "--max_steps", "2", "--eval_strategy", "steps",
+        "--eval_steps", "1", "--learning_rate", "1e-2", "--per_device_train_batch_size", "4",
+        "--use_cpu", "true", "--disable_tqdm", "true", "--report_to", "none",
+        "--save_strategy", "no", "--output_dir", str(output), *more,
+    ]  # fmt: skip
+
+
+def test_retest_trains_what_is_missing_in_its_shard_and_reports_all(
+    texts,
+    graph_files,
+    tmp_path,
+    capsys,  # noqa: F811
+):
+    arms = ["--arms", "along,degrees,transformer,16-hops-old", "--seeds", "2", "--hint_seeds", "1"]
+    given = retest_options(texts, graph_files, tmp_path, *arms)
+    study = recipe("studies/jepa_retest")
+    study.main([*given, "--shard", "1/2"])
+    assert len(list((tmp_path / "arms").iterdir())) == 4
+    first = (tmp_path / "arms" / "along-seed0.json").stat().st_mtime_ns
+    study.main(given)
+    assert (tmp_path / "arms" / "along-seed0.json").stat().st_mtime_ns == first
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert {(r["arm"], r["seed"]) for r in runs} == {
+        ("along", 0), ("along", 1), ("degrees", 0), ("degrees", 1), ("transformer", 0),
+        ("transformer", 1), ("16-hops-old", 0),
+    }  # fmt: skip
+    assert all(r["steps"] == [1, 2] for r in runs)
+    start = {(r["arm"], r["seed"]): r["losses"][0] for r in runs}
+    assert start["along", 0] != start["along", 1]
+    assert start["along", 0] != start["degrees", 0]
+    sizes = {r["arm"]: r["parameters"] for r in runs}
+    assert sizes["degrees"] == sizes["along"]
+    assert abs(sizes["transformer"] - sizes["along"]) <= 3 * study.LAYERS * 16
+    table = (tmp_path / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    assert "| 16-hops-old (hint) | 1 |" in table
+    assert re.search(r"\| degrees \| 2 \|.* \([+-][\d.]+ to [+-][\d.]+\) \|", table)
+    assert (tmp_path / "retest.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--arms", "alogn"), "Did you mean 'along'"),
+        (("--shard", "3/2"), "shard is '3/2'"),
+        (("--shard", "half"), "shard is 'half'"),
+        (("--seeds", "0"), "seeds is 0"),
+        (("--max_steps", "0"), "max_steps is 0"),
+    ],
+)
+def test_study_that_cannot_be_made_is_refused(texts, graph_files, tmp_path, capsys, more, said):  # noqa: F811
+    with pytest.raises(SystemExit):
+        recipe("studies/jepa_retest").main(retest_options(texts, graph_files, tmp_path, *more))
+    assert said in capsys.readouterr().err
+
+
+def test_study_has_its_runs_in_pairs_and_each_in_one_shard():
+    study = recipe("studies/jepa_retest")
+    jobs = study.RetestArguments().jobs()
+    assert len(jobs) == len(set(jobs)) == 7 * 4 + 10 * 2
+    assert jobs[:7] == [(arm, 0) for arm in study.TOPOLOGIES]
+    shards = [study.RetestArguments(shard=f"{n}/3").jobs() for n in (1, 2, 3)]
+    assert sorted(sum(shards, [])) == sorted(jobs)
 
 
 # ---- graphs by name ------------------------------------------------------------------------------

@@ -12,6 +12,10 @@ from transformers import Trainer
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from hf_connectome.models.connectome_jepa.modeling_connectome_jepa import (
+        ConnectomeJepaForCausalLM,
+    )
+
 TERMS = ("cross_entropy", "jepa", "sigreg")
 
 
@@ -31,11 +35,11 @@ class TermsTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if model.training:
             self._num_batches += 1
-            factor = (loss / outputs["loss"]).detach()  # the Trainer's own, with several processes
-            for name in TERMS:
-                if name in outputs:
-                    sum_so_far = self._sums.get(name, torch.zeros_like(factor))
-                    self._sums[name] = sum_so_far + factor * outputs[name].detach()
+            terms = {name: outputs[name].detach() for name in TERMS if name in outputs}
+            # The Trainer multiplies the loss by the number of processes, in place.
+            factor = loss.detach() / torch.stack(list(terms.values())).sum()
+            for name, term in terms.items():
+                self._sums[name] = self._sums.get(name, torch.zeros_like(term)) + factor * term
         return (loss, outputs) if wanted else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -74,3 +78,18 @@ def artefact_bytes(model: nn.Module) -> int:
             whole = (rows / scale).round().char()
             parts += [whole.numpy().tobytes(), scale.half().numpy().tobytes()]
     return len(zstandard.ZstdCompressor(level=19).compress(b"".join(parts)))
+
+
+def num_alive(model: ConnectomeJepaForCausalLM) -> int:
+    """Count the parameters, of the hops only those that are synapses.
+
+    Example:
+        >>> from hf_connectome.graphs import NeuronGraph
+        >>> from hf_connectome.models import ConnectomeJepaForCausalLM
+        >>> graph = NeuronGraph.from_edges("ab", [("a", "b")], inputs="a", outputs="b")
+        >>> model = ConnectomeJepaForCausalLM.from_graph(graph, num_hops=2, hidden_size=8)
+        >>> model.num_parameters() - num_alive(model)
+        6
+    """
+    dead = int((~model.model.mask).sum())
+    return int(model.num_parameters()) - dead * model.config.num_hops
