@@ -1,7 +1,10 @@
 """recipes/jepa.py from the command line: trains, resumes, refuses; and its parts."""
 
+# ruff: noqa: F811 (the fixture `texts` of another file)
+
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -28,7 +31,7 @@ from hf_connectome.parsing import parse
 DRAWN = {"wiring": "random", "neurons": 20, "inputs": 4, "outputs": 5, "density": 0.3}
 
 
-def options(texts, output, **settings):  # noqa: F811
+def options(texts, output, **settings):
     given = [
         "--dataset", str(texts), "--tokenizer", "bpe:300", "--block_size", "16",
         "--eval_fraction", "0.2", "--max_eval_tokens", "480",
@@ -43,7 +46,7 @@ def options(texts, output, **settings):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def run(texts, tmp_path_factory):  # noqa: F811
+def run(texts, tmp_path_factory):
     output = tmp_path_factory.mktemp("jepa") / "run"
     recipe("jepa").main(options(texts, output))
     return output
@@ -56,7 +59,7 @@ def metrics(folder):
 # ---- the recipe ----------------------------------------------------------------------------------
 
 
-def test_run_leaves_a_loadable_model_and_what_was_measured(run, texts):  # noqa: F811
+def test_run_leaves_a_loadable_model_and_what_was_measured(run, texts):
     model = AutoModelForCausalLM.from_pretrained(run / "model")
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     assert model.config.vocab_size == len(tokenizer) == 300
@@ -85,7 +88,7 @@ def test_every_term_of_the_loss_is_logged_beside_their_sum(run):
         assert sum(terms) == pytest.approx(record["loss"], rel=1e-5)
 
 
-def test_run_that_was_stopped_ends_in_the_same_weights(run, texts, tmp_path, capsys):  # noqa: F811
+def test_run_that_was_stopped_ends_in_the_same_weights(run, texts, tmp_path, capsys):
     stopped = tmp_path / "stopped"
     shutil.copytree(run, stopped)
     shutil.rmtree(stopped / "checkpoint-6")
@@ -98,7 +101,7 @@ def test_run_that_was_stopped_ends_in_the_same_weights(run, texts, tmp_path, cap
     assert last[0] == last[1]
 
 
-def test_run_that_has_ended_is_measured_again(run, texts, capsys):  # noqa: F811
+def test_run_that_has_ended_is_measured_again(run, texts, capsys):
     before = (run / "results.json").read_text()
     (run / "results.json").unlink()
     recipe("jepa").main(options(texts, run))
@@ -120,7 +123,7 @@ def test_run_that_has_ended_is_measured_again(run, texts, capsys):  # noqa: F811
         ({"max_steps": -1}, "max_steps is -1"),
     ],
 )
-def test_what_cannot_work_is_refused_in_a_line(texts, tmp_path, capsys, settings, said):  # noqa: F811
+def test_what_cannot_work_is_refused_in_a_line(texts, tmp_path, capsys, settings, said):
     with pytest.raises(SystemExit) as stopped:
         recipe("jepa").main(options(texts, tmp_path / "run", **settings))
     assert stopped.value.code == 2
@@ -128,14 +131,14 @@ def test_what_cannot_work_is_refused_in_a_line(texts, tmp_path, capsys, settings
     assert not (tmp_path / "run").exists()
 
 
-def test_folder_of_another_graph_is_refused(run, texts, capsys):  # noqa: F811
+def test_folder_of_another_graph_is_refused(run, texts, capsys):
     with pytest.raises(SystemExit):
         recipe("jepa").main(options(texts, run, twin="roles"))
     assert "belongs to a run of another configuration: twin: None there" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model(texts, tmp_path):  # noqa: F811
+def test_two_processes_train_one_model(texts, tmp_path):
     command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
     command += [str(RECIPES / "jepa.py"), *options(texts, tmp_path, ddp_backend="gloo")]
     environment = os.environ | {"PYTHONPATH": str(RECIPES.parent), "OMP_NUM_THREADS": "1"}
@@ -168,6 +171,17 @@ def test_configs_are_settings_of_the_recipe(name):
 
 
 @pytest.fixture(scope="module")
+def study():
+    """Import the study by its path; its dataclasses want their module to be known."""
+    file = RECIPES / "studies" / "jepa_retest.py"
+    spec = importlib.util.spec_from_file_location("jepa_retest", file)
+    sys.modules["jepa_retest"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["jepa_retest"]
+
+
+@pytest.fixture(scope="module")
 def graph_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("graph")
     graph = build_graph(JepaArguments(**DRAWN))
@@ -178,7 +192,7 @@ def graph_files(tmp_path_factory):
     return folder
 
 
-def retest_options(texts, graph_files, output, *more):  # noqa: F811
+def retest_options(texts, graph_files, output, *more):
     return [
         "--dataset", str(texts), "--tokenizer", "bpe:300", "--block_size", "16",
         "--eval_fraction", "0.2", "--max_eval_tokens", "160", "--max_train_tokens", "3200",
@@ -191,15 +205,9 @@ def retest_options(texts, graph_files, output, *more):  # noqa: F811
     ]  # fmt: skip
 
 
-def test_retest_trains_what_is_missing_in_its_shard_and_reports_all(
-    texts,
-    graph_files,
-    tmp_path,
-    capsys,  # noqa: F811
-):
+def test_retest_trains_what_is_missing_in_its_shard(study, texts, graph_files, tmp_path, capsys):
     arms = ["--arms", "along,degrees,transformer,16-hops-old", "--seeds", "2", "--hint_seeds", "1"]
     given = retest_options(texts, graph_files, tmp_path, *arms)
-    study = recipe("studies/jepa_retest")
     study.main([*given, "--shard", "1/2"])
     assert len(list((tmp_path / "arms").iterdir())) == 4
     first = (tmp_path / "arms" / "along-seed0.json").stat().st_mtime_ns
@@ -234,19 +242,26 @@ def test_retest_trains_what_is_missing_in_its_shard_and_reports_all(
         (("--max_steps", "0"), "max_steps is 0"),
     ],
 )
-def test_study_that_cannot_be_made_is_refused(texts, graph_files, tmp_path, capsys, more, said):  # noqa: F811
+def test_study_that_cannot_be_made_is_refused(
+    study,
+    texts,
+    graph_files,
+    tmp_path,
+    capsys,
+    more,
+    said,
+):
     with pytest.raises(SystemExit):
-        recipe("studies/jepa_retest").main(retest_options(texts, graph_files, tmp_path, *more))
+        study.main(retest_options(texts, graph_files, tmp_path, *more))
     assert said in capsys.readouterr().err
 
 
-def test_study_has_its_runs_in_pairs_and_each_in_one_shard():
-    study = recipe("studies/jepa_retest")
+def test_study_has_its_runs_in_pairs_and_each_in_one_shard(study):
     jobs = study.RetestArguments().jobs()
     assert len(jobs) == len(set(jobs)) == 7 * 4 + 10 * 2
     assert jobs[:7] == [(arm, 0) for arm in study.TOPOLOGIES]
     shards = [study.RetestArguments(shard=f"{n}/3").jobs() for n in (1, 2, 3)]
-    assert sorted(sum(shards, [])) == sorted(jobs)
+    assert sorted(job for shard in shards for job in shard) == sorted(jobs)
 
 
 # ---- graphs by name ------------------------------------------------------------------------------

@@ -277,7 +277,15 @@ class ConnectomeJepaModel(ConnectomeJepaPreTrainedModel):
         injected = nothing.index_copy(-1, self.inputs, entered)  # (B, T, num_neurons)
         state = injected
         for hop in self.hops:
-            state = hop(state, injected, self.mask, angles, causal_mask, past_key_values, **kwargs)
+            state = hop(
+                state,
+                injected,
+                self.mask,
+                angles,
+                causal_mask,
+                past_key_values=past_key_values,  # by name: checkpointing knows it by that
+                **kwargs,
+            )
         read = self.output_proj(state.index_select(-1, self.outputs))  # (B, T, hidden_size)
         if self.bypass is not None:
             read = read + self.bypass * tokens
