@@ -227,6 +227,11 @@ class ConnectomeJepaModel(ConnectomeJepaPreTrainedModel):
             return embedded
         return torch.where(masked[..., None], self.mask_embedding, embedded)
 
+    def _injected(self, tokens: Tensor) -> Tensor:
+        entered = self.input_proj(tokens)  # (B, T, num_inputs)
+        nothing = entered.new_zeros(*entered.shape[:-1], self.config.num_neurons)
+        return nothing.index_copy(-1, self.inputs, entered)  # (B, T, num_neurons)
+
     @capture_outputs(tie_last_hidden_states=False)  # type: ignore[untyped-decorator]
     def forward(
         self,
@@ -272,20 +277,10 @@ class ConnectomeJepaModel(ConnectomeJepaPreTrainedModel):
         )
         tokens = rms_norm(inputs_embeds, self.config)  # (B, T, hidden_size)
         angles = self.rotary_emb(tokens, position_ids)
-        entered = self.input_proj(tokens)  # (B, T, num_inputs)
-        nothing = entered.new_zeros(*entered.shape[:-1], self.config.num_neurons)
-        injected = nothing.index_copy(-1, self.inputs, entered)  # (B, T, num_neurons)
-        state = injected
+        state = injected = self._injected(tokens)
+        kwargs["past_key_values"] = past_key_values  # the name under which checkpointing knows it
         for hop in self.hops:
-            state = hop(
-                state,
-                injected,
-                self.mask,
-                angles,
-                causal_mask,
-                past_key_values=past_key_values,  # by name: checkpointing knows it by that
-                **kwargs,
-            )
+            state = hop(state, injected, self.mask, angles, causal_mask, **kwargs)
         read = self.output_proj(state.index_select(-1, self.outputs))  # (B, T, hidden_size)
         if self.bypass is not None:
             read = read + self.bypass * tokens

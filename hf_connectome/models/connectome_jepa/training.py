@@ -20,7 +20,10 @@ TERMS = ("cross_entropy", "jepa", "sigreg")
 
 
 class TermsTrainer(Trainer):
-    """Logs ``loss_cross_entropy``, ``loss_jepa`` and ``loss_sigreg`` beside their sum ``loss``."""
+    """Logs ``loss_cross_entropy``, ``loss_jepa`` and ``loss_sigreg`` beside their sum ``loss``.
+
+    A model that has no such terms is trained as by transformers' Trainer.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Take what transformers' Trainer takes."""
@@ -33,9 +36,9 @@ class TermsTrainer(Trainer):
         kwargs = dict(zip(("return_outputs", "num_items_in_batch"), args, strict=False)) | kwargs
         wanted = kwargs.pop("return_outputs", False)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        if model.training:
+        terms = {name: outputs[name].detach() for name in TERMS if name in outputs}
+        if model.training and terms:
             self._num_batches += 1
-            terms = {name: outputs[name].detach() for name in TERMS if name in outputs}
             # The Trainer multiplies the loss by the number of processes, in place.
             factor = loss.detach() / torch.stack(list(terms.values())).sum()
             for name, term in terms.items():
