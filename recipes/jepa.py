@@ -87,14 +87,14 @@ def build_trainer(
 def tokens_per_step(training: TrainingArguments, block_size: int) -> int:
     """Return the tokens of one optimizer step, over all processes."""
     blocks = training.train_batch_size * training.gradient_accumulation_steps
-    return blocks * training.world_size * block_size
+    return int(blocks * training.world_size * block_size)
 
 
 def results(trainer: TermsTrainer, corpus: Corpus, graph: NeuronGraph) -> dict[str, Any]:
     """Measure the trained model; every process takes part."""
     loss = trainer.evaluate()["eval_loss"]
     assert corpus.num_eval_bytes is not None
-    model = trainer.model
+    model: Any = trainer.model
     return {
         "step": trainer.state.global_step,
         "eval_loss": loss,

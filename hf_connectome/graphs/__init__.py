@@ -3,9 +3,9 @@
 Not how a network uses one (models/connectome_jepa), nor how one is drawn for a scope (wirings/).
 """
 
-from hf_connectome.graphs.base import DIRECTIONS, Direction, NeuronGraph
+from hf_connectome.graphs.base import DIRECTIONS, NeuronGraph
 from hf_connectome.graphs.celegans import celegans_graph
 from hf_connectome.graphs.files import read_graph
 from hf_connectome.graphs.larva import larva_graph
 
-__all__ = ["DIRECTIONS", "Direction", "NeuronGraph", "celegans_graph", "larva_graph", "read_graph"]
+__all__ = ["DIRECTIONS", "NeuronGraph", "celegans_graph", "larva_graph", "read_graph"]

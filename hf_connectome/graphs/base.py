@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,8 +16,7 @@ from hf_connectome.seeding import generator
 if TYPE_CHECKING:
     from torch import Tensor
 
-Direction = Literal["along", "against"]
-DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+DIRECTIONS = ("along", "against")
 """Along the synapses, from the presynaptic to the postsynaptic neuron; or against them."""
 
 SENSORY, INTER, MOTOR = "sensory", "inter", "motor"

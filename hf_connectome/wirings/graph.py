@@ -17,7 +17,7 @@ from hf_connectome.seeding import generator
 from hf_connectome.wirings.base import Wiring
 
 if TYPE_CHECKING:
-    from hf_connectome.graphs import Direction, NeuronGraph
+    from hf_connectome.graphs import NeuronGraph
     from hf_connectome.scope import ScopedParameter
 
 
@@ -29,7 +29,7 @@ class GraphWiring(Wiring):
     are refused: there is no honest way to cut a graph to them.
     """
 
-    direction: Direction = "along"
+    direction: str = "along"
 
     def __post_init__(self) -> None:
         """Refuse a direction that is none."""

@@ -92,7 +92,8 @@ def build_graph(arguments: JepaArguments) -> NeuronGraph:
     kind = wirings.get(arguments.wiring)
     if issubclass(kind, GraphWiring):
         files = (arguments.wiring_file, arguments.neurons_file)
-        graph = kind(**dict(zip(_FILES[arguments.wiring], files, strict=False))).graph()
+        options: Any = dict(zip(_FILES[arguments.wiring], files, strict=False))
+        graph = kind(**options).graph()
     else:
         graph = _drawn(arguments)
     if arguments.twin is None:
