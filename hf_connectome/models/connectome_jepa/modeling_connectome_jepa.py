@@ -228,7 +228,7 @@ class ConnectomeJepaModel(ConnectomeJepaPreTrainedModel):
         return torch.where(masked[..., None], self.mask_embedding, embedded)
 
     def _injected(self, tokens: Tensor) -> Tensor:
-        entered = self.input_proj(tokens)  # (B, T, num_inputs)
+        entered: Tensor = self.input_proj(tokens)  # (B, T, num_inputs)
         nothing = entered.new_zeros(*entered.shape[:-1], self.config.num_neurons)
         return nothing.index_copy(-1, self.inputs, entered)  # (B, T, num_neurons)
 
