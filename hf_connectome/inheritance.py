@@ -26,7 +26,10 @@ from hf_connectome.fresh import check_context
 from hf_connectome.hosts import fresh_reset
 from hf_connectome.reset import resets
 from hf_connectome.storage import (
+    CONNECTOME_FOLDER,
+    atomic_folder,
     refused_writes_named,
+    write,
     write_atomically,
 )
 
@@ -40,8 +43,8 @@ if TYPE_CHECKING:
     from hf_connectome.connectome import Connectome
     from hf_connectome.data import Corpus
 
-RESULTS_FOLDER = "arms"
-EXTENDING = ("arms", "connectome_revision", "first_seed", "parent", "seeds")
+RESULTS_FOLDER, CHILDREN_FOLDER = "arms", "children"
+EXTENDING = ("arms", "connectome_revision", "first_seed", "parent", "save_children", "seeds")
 """Settings that add runs to a comparison and change none that is there."""
 
 
@@ -84,6 +87,14 @@ class InheritanceArguments:
         metadata={
             "help": "First values of the survivors; by default what the connectome records, where "
             "keep and rewind mean sign_constant."
+        },
+    )
+
+    save_children: bool = field(
+        default=False,
+        metadata={
+            "help": "Save trained children in children/, for evaluate.py; one that is missing is "
+            "trained again, equally."
         },
     )
 
@@ -214,6 +225,7 @@ def train_arm(
     training: TrainingArguments,
     parent: Mapping[str, Tensor] | None = None,
     others: Mapping[str, Connectome] | None = None,
+    keep: Path | None = None,
 ) -> ArmResult:
     """Build the fresh host of a seed, let it inherit, train, and measure.
 
@@ -226,6 +238,7 @@ def train_arm(
         training: optimizer settings, the same for all arms.
         parent: weights of the parent, for the arms that carry some.
         others: connectomes of the arms that name another one, by that name.
+        keep: where to save the trained child; None: nowhere.
     """
     mine = _own(arm, connectome, others)
     host, inherited = _start(arm, seed, mine, arguments, parent, corpus.train)
@@ -233,24 +246,24 @@ def train_arm(
     num_dead = 0 if wiring is None else wiring.num_weights - wiring.num_survivors
     density = 1.0 - num_dead / connectome.num_weights
     progress = _progress(arm, seed, density, corpus, arguments, training)
-    callbacks: list[Any] = [progress]
-    if wiring is not None:
-        callbacks.append(MaskCallback(wiring))
+    masks = [] if wiring is None else [MaskCallback(wiring)]
     trainer = Trainer(
         host,
         _arm_arguments(training, seed, arguments.steps),
         train_dataset=corpus.train,
         eval_dataset=corpus.evaluation,
         data_collator=collate,
-        callbacks=callbacks,
+        callbacks=[progress, *masks],
     )
     for shown in (ProgressCallback, PrinterCallback):
         trainer.pop_callback(shown)
     began = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - began
-    history = trainer.state.log_history
-    measured = {int(r["step"]): r["eval_loss"] for r in history if "eval_loss" in r}
+    if keep is not None and training.should_save:
+        _save_child(host, wiring, corpus.tokenizer, keep)
+    log = trainer.state.log_history
+    measured = {int(r["step"]): r["eval_loss"] for r in log if "eval_loss" in r}
     return ArmResult(
         arm=arm,
         seed=seed,
@@ -281,8 +294,9 @@ def train_arms(
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for arm in arguments.arms:
             file = output / RESULTS_FOLDER / _file_name(arm, seed)
+            keep = output / CHILDREN_FOLDER / file.stem if arguments.save_children else None
             done = _stored(file)
-            if done is None or (done.arm, done.seed) != (arm, seed):
+            if done is None or (keep is not None and not keep.is_dir()):
                 done = train_arm(
                     arm,
                     seed,
@@ -292,6 +306,7 @@ def train_arms(
                     training=training,
                     parent=parent,
                     others=others,
+                    keep=keep,
                 )
                 if training.should_save:
                     with refused_writes_named(file):
@@ -299,6 +314,16 @@ def train_arms(
                         write_atomically(file, json.dumps(asdict(done)).encode())
             results.append(done)
     return results
+
+
+def _save_child(host: Any, wiring: Connectome | None, tokenizer: Any, folder: Path) -> None:
+    """Save a trained child whole or not at all: an ordinary checkpoint, its wiring inside."""
+    with refused_writes_named(folder), atomic_folder(folder) as scratch:
+        host.save_pretrained(scratch)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+        if wiring is not None:
+            write(wiring, scratch / CONNECTOME_FOLDER)
 
 
 def stored_results(output: Path, first: Sequence[str] = ()) -> list[ArmResult]:
@@ -311,7 +336,7 @@ def stored_results(output: Path, first: Sequence[str] = ()) -> list[ArmResult]:
     results = []
     for file in (output / RESULTS_FOLDER).glob("*-seed*.json"):
         found = _stored(file)
-        if found is not None and file.name == _file_name(found.arm, found.seed):
+        if found is not None:
             results.append(found)
     place = {arm: number for number, arm in enumerate(first)}
     return sorted(results, key=lambda r: (place.get(r.arm, len(place)), r.arm, r.seed))
@@ -337,13 +362,13 @@ def _file_name(arm: str, seed: int) -> str:
 
 
 def _stored(file: Path) -> ArmResult | None:
-    """Return the result in ``file``; None where there is none that is whole."""
+    """Return the result in ``file``; None where there is none that is whole and of that name."""
     try:
         result = ArmResult(**json.loads(file.read_text(encoding="utf-8")))
         is_whole = len(result.steps) == len(result.losses) > 0
     except (OSError, ValueError, TypeError):
         return None
-    return result if is_whole else None
+    return result if is_whole and file.name == _file_name(result.arm, result.seed) else None
 
 
 def _arm_arguments(training: TrainingArguments, seed: int, steps: int) -> TrainingArguments:

@@ -17,6 +17,7 @@ from hf_connectome import Connectome
 from hf_connectome.data import DataArguments, tokenizer_digest
 from hf_connectome.errors import ConfigError, HubError, StorageError
 from hf_connectome.evaluation.arms import ArmResult
+from hf_connectome.evaluation.subjects import CHECKPOINT, SPARSE, find_subjects
 from hf_connectome.inheritance import (
     InheritanceArguments,
     _stored,
@@ -153,8 +154,11 @@ def test_report_has_what_earlier_commands_trained_too(texts, run, tmp_path, caps
     assert (tmp_path / "parts" / "ladder.png").is_file()
 
 
-def test_arms_of_other_generations_and_runs_stand_beside_the_connectome(texts, run, tmp_path):
-    other = tmp_path / "other"
+def test_arms_of_other_generations_and_runs_stand_beside_the_connectome(
+    texts, run, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    other = "./other"
     shutil.copytree(run / "generation-1", other)
     options = changed(inherit_options(texts, run), output_dir=tmp_path / "out", seeds=1)
     arms = f"connectome,dense,connectome@generation-1,random@generation-1,connectome@{other}"
@@ -173,6 +177,24 @@ def test_arms_of_other_generations_and_runs_stand_beside_the_connectome(texts, r
     recipe("inherit").main(changed(options, arms=arms))  # found again, whatever their names hold
     again = json.loads((tmp_path / "out" / "results.json").read_text())
     assert again["runs"] == results["runs"]
+
+
+def test_saved_children_are_checkpoints_that_can_be_evaluated(texts, run, tmp_path):
+    options = changed(
+        inherit_options(texts, run), output_dir=tmp_path / "out", seeds=1, arms="connectome,dense"
+    )
+    recipe("inherit").main(options)
+    before = json.loads((tmp_path / "out" / "results.json").read_text())
+    recipe("inherit").main(changed(options, save_children="true"))  # trained again, equally
+    after = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [r["losses"] for r in after["runs"]] == [r["losses"] for r in before["runs"]]
+    children = tmp_path / "out" / "children"
+    kinds = {s.label: s.kind for s in find_subjects([str(c) for c in children.iterdir()])}
+    assert kinds == {"connectome-seed0": SPARSE, "dense-seed0": CHECKPOINT}
+    (child,) = find_subjects([str(children / "connectome-seed0")])
+    child.load("cpu")  # which checks that its dead weights are 0
+    wiring = Connectome.from_pretrained(children / "connectome-seed0" / "connectome")
+    assert wiring == Connectome.from_pretrained(run / "generation-2")
 
 
 def test_results_of_another_connectome_by_the_same_name_are_refused(texts, run, tmp_path, capsys):
@@ -246,7 +268,8 @@ def test_parent_that_cannot_be_had_is_refused_before_training(texts, run, capsys
     assert said in capsys.readouterr().err
 
 
-def test_arms_of_a_seed_share_the_fresh_host_and_seeds_differ(run):
+def test_arms_of_a_seed_share_the_fresh_host_and_seeds_differ(texts, run):
+    recipe("inherit").main(inherit_options(texts, run))
     results = json.loads((run / "inherit" / "results.json").read_text())
     start = {(r["arm"], r["seed"]): r["losses"][0] for r in results["runs"]}
     assert start["dense", 0] != start["dense", 1]
@@ -379,11 +402,11 @@ def test_hub_id_that_cannot_be_had_is_answered_with_how_to_fetch_it(tmp_path, mo
 def test_arm_whose_result_is_not_whole_is_trained_again(tmp_path, content):
     file = tmp_path / "dense-seed0.json"
     file.write_text(content)
-    assert _stored(file, "dense", 0) is None
+    assert _stored(file) is None
     result = ArmResult("dense", 0, [0], [1.0], 1, 1, 0, 0.0)
     file.write_text(json.dumps(asdict(result)))
-    assert _stored(file, "dense", 0) == result
-    assert _stored(file, "dense", 1) is None
+    assert _stored(file) == result
+    assert _stored(file.rename(tmp_path / "dense-seed1.json")) is None
 
 
 def test_report_names_a_full_disk_and_does_without_curves(tmp_path, monkeypatch, capsys):
