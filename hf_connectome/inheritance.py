@@ -366,9 +366,10 @@ def _stored(file: Path) -> ArmResult | None:
     try:
         result = ArmResult(**json.loads(file.read_text(encoding="utf-8")))
         is_whole = len(result.steps) == len(result.losses) > 0
-    except (OSError, ValueError, TypeError):
+        is_its_own = file.name == _file_name(result.arm, result.seed)
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
-    return result if is_whole and file.name == _file_name(result.arm, result.seed) else None
+    return result if is_whole and is_its_own else None
 
 
 def _arm_arguments(training: TrainingArguments, seed: int, steps: int) -> TrainingArguments:

@@ -18,6 +18,7 @@ from hf_connectome.evaluation.paired import (
     mean_estimate,
     paired_difference,
 )
+from hf_connectome.evaluation.report import padded_lines
 
 if TYPE_CHECKING:
     from hf_connectome.evaluation.report import Measure
@@ -96,12 +97,6 @@ def group_table(scores: Sequence[GroupScore]) -> str:
         head = f"{name}, {unit}" if unit else name
         means = [_mean_cell(score) for score in here.values()]
         rows.append([head + arrows[better], *means, *(_cell(here[arm]) for arm in compared)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
     num = max(s.difference.num_pairs for s in scores if s.difference is not None)
     note = (
         f"- Means over seeds; differences are paired by seed, up to {num} pairs, with their 95 % "
@@ -109,7 +104,7 @@ def group_table(scores: Sequence[GroupScore]) -> str:
         f"{least_p_value(num):.3g} here. Rows of a task that all models read are not drawn anew, "
         "so the interval speaks of other seeds, not of other questions."
     )
-    return "\n".join([lines[0], rule, *lines[1:], "", note])
+    return "\n".join([*padded_lines(rows), "", note])
 
 
 def groups_as_json(scores: Sequence[GroupScore]) -> list[dict[str, Any]]:

@@ -65,14 +65,19 @@ def markdown_table(subjects: Sequence[Subject], outcomes: Sequence[Outcome]) -> 
         if unit == "nats per token" and len({s.tokenizer_digest for s in subjects}) > 1:
             head += " (tokenizers differ: compare bits per byte)"
         rows.append([head, *(cells.get((name, unit, s.label), "-") for s in subjects)])
+    remarks = [f"- {remark}" for remark in notes(subjects, outcomes)]
+    return "\n".join([*padded_lines(rows), "", *remarks])
+
+
+def padded_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table in Markdown, the first row its head, padded to read in a terminal too."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
         for row in rows
     ]
     rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-    remarks = [f"- {remark}" for remark in notes(subjects, outcomes)]
-    return "\n".join([lines[0], rule, *lines[1:], "", *remarks])
+    return [lines[0], rule, *lines[1:]]
 
 
 def notes(subjects: Sequence[Subject], outcomes: Sequence[Outcome]) -> list[str]:
