@@ -57,7 +57,8 @@ floor: $(FLOOR)/.installed ## Run the tests against the oldest supported release
 	$(TEST_ENV) $(FLOOR)/bin/python -m pytest -n $(WORKERS) -W default
 
 bench: venv ## Run every benchmark
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	@for file in $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py)); do \
+	  echo "== $$file"; $(BIN)/python "$$file" --json runs/benchmarks/$$(basename "$$file" .py).json || exit 1; done
 
 clean: ## Remove environments, caches and builds; runs/ stays
 	rm -rf $(VENV) $(FLOOR) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
