@@ -21,6 +21,7 @@ _HOME = {
     "GenerationalTrainer": "trainer",
     "MaskCallback": "callbacks",
     "MaskEnforcer": "enforcement",
+    "RewiringCallback": "rewiring_callbacks",
     "SignedMask": "connectome",
     "publish": "publishing",
     "random_twin": "controls",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from hf_connectome.errors import ConnectomeError
     from hf_connectome.modeling import ConnectomeModel
     from hf_connectome.publishing import publish
+    from hf_connectome.rewiring_callbacks import RewiringCallback
     from hf_connectome.trainer import GenerationalTrainer
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "GenerationalTrainer",
     "MaskCallback",
     "MaskEnforcer",
+    "RewiringCallback",
     "SignedMask",
     "__version__",
     "publish",

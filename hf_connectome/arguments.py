@@ -11,11 +11,17 @@ from hf_connectome.criteria import criteria
 from hf_connectome.errors import ConfigError, UnsupportedError, did_you_mean
 from hf_connectome.evolution import SELECTIONS, Pruning
 from hf_connectome.reset import resets
+from hf_connectome.rewiring import get_rewiring, rewirings
 from hf_connectome.schedule import Schedule, make_schedule, schedules
 from hf_connectome.structures import FORMS
 
 _STRATEGIES = ("every_save", "end")
 _UNSUPPORTED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+
+
+def unthinned() -> list[str]:
+    """Return the rewirings that leave the density alone, which is the generations' business."""
+    return [name for name in rewirings if not rewirings.get(name).thins]
 
 
 @dataclass
@@ -98,6 +104,13 @@ class GenerationalArguments(TrainingArguments):
             "paper's), init_std, variance_preserving, tensor_scale, fresh_magnitude, rewind, keep."
         },
     )
+    rewiring: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Let links move within each generation, by one of {', '.join(unthinned())}, "
+            "with settings: rigl:interval=50,fraction=0.2 (docs/REWIRING.md). By default none do."
+        },
+    )
     magnitude: float = field(
         default=0.02, metadata={"help": "The constant of sign_constant. The paper: 0.02."}
     )
@@ -149,6 +162,7 @@ class GenerationalArguments(TrainingArguments):
                 f"rewind_steps is {self.rewind_steps}; expected a step of generation 0, "
                 f"0 to {self.steps_per_generation - 1}."
             )
+        self._check_rewiring()
         self._refuse_incompatible()
         super().__post_init__()  # type: ignore[no-untyped-call]
         fsdp = self.fsdp_config if isinstance(self.fsdp_config, dict) else {}
@@ -217,6 +231,17 @@ class GenerationalArguments(TrainingArguments):
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1.")
         if not 0.0 < self.magnitude < float("inf"):
             raise ConfigError(f"magnitude is {self.magnitude}; expected a positive number.")
+
+    def _check_rewiring(self) -> None:
+        if self.rewiring is None:
+            return
+        method = get_rewiring(self.rewiring)
+        if method.thins:
+            raise ConfigError(
+                f"rewiring {self.rewiring!r} lowers the density, which here falls from generation "
+                f"to generation by prune_fraction. Use one of {', '.join(unthinned())}."
+            )
+        method.last_update(self.steps_per_generation)
 
     def _name_repository(self) -> None:
         """Take ``push_to_hub=owner/name`` for both of transformers' settings."""

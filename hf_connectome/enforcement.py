@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import distributed
 
-from hf_connectome.errors import ConfigError, HostMismatchError, UnsupportedError, some
+from hf_connectome.errors import ConfigError, HostMismatchError, RunError, UnsupportedError, some
 from hf_connectome.hosts import check_host, like, reshard
 from hf_connectome.scope import unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -78,6 +79,8 @@ class MaskEnforcer:
         self._bound: list[_Bound] = []
         self._optimizers: list[tuple[Optimizer, RemovableHandle]] = []
         self._gradient_hooks: list[RemovableHandle] = []
+        self.observer: Callable[[str, Tensor, Tensor], None] | None = None
+        """Sees name, gradient and working mask before each masking, where one is set."""
         self._bind()
         self.project()
 
@@ -85,6 +88,11 @@ class MaskEnforcer:
     def num_bound(self) -> int:
         """How many parameters are under a mask."""
         return len(self._bound)
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The optimizers, torch's own, whose steps are projected."""
+        return [optimizer for optimizer, _ in self._optimizers]
 
     def attach(self, *optimizers: Optimizer) -> MaskEnforcer:
         """Mask gradients from now on, and project after every step of the given optimizers.
@@ -191,10 +199,21 @@ class MaskEnforcer:
             parameter, trains = bound.parameter, bound.parameter.requires_grad
             # A frozen parameter takes no hook, but may be thawed later.
             hook = parameter.requires_grad_().register_post_accumulate_grad_hook(
-                _gradient_hook(bound)
+                self._gradient_hook(bound)
             )
             parameter.requires_grad_(trains)
             self._gradient_hooks.append(hook)
+
+    def _gradient_hook(self, bound: _Bound) -> Callable[[Tensor], None]:
+        def mask_gradient(parameter: Tensor) -> None:
+            gradient = parameter.grad
+            # A sparse gradient (nn.Embedding(sparse=True)) is left to the projection.
+            if gradient is not None and gradient.layout == torch.strided:
+                if self.observer is not None:
+                    self.observer(bound.name, gradient, bound.mask)
+                gradient.mul_(bound.mask)
+
+        return mask_gradient
 
     def _unhook_gradients(self) -> None:
         for hook in self._gradient_hooks:
@@ -207,6 +226,29 @@ class MaskEnforcer:
         held = self._held_in_scope(optimizer)
         # With several optimizers each projects its own parameters.
         _multiply(self._bound if len(self._optimizers) == 1 else held)
+
+
+def num_ranks() -> int:
+    """Return how many processes train together; 1 outside torch.distributed."""
+    together = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if together else 1
+
+
+def compare_ranks(connectome: Connectome, what: str) -> None:
+    """Stop where the processes of a run have not found the same connectome.
+
+    Raises:
+        RunError: on every rank, with all digests.
+    """
+    if num_ranks() == 1:
+        return
+    digests: list[str | None] = [None] * num_ranks()
+    distributed.all_gather_object(digests, connectome.digest)
+    if len(set(digests)) > 1:
+        raise RunError(
+            f"the ranks disagree on {what}: digests {digests}. Their weights have drifted apart; "
+            "check that every rank has the same data and software."
+        )
 
 
 def refuse_flat_shards(model: nn.Module) -> None:
@@ -271,16 +313,6 @@ def _working_mask(connectome: Connectome, name: str, parameter: Tensor) -> Tenso
     """
     dtype = parameter.dtype if parameter.device.type == "cpu" else torch.bool
     return like(connectome.mask(name), parameter, dtype)
-
-
-def _gradient_hook(bound: _Bound) -> Any:
-    def mask_gradient(parameter: Tensor) -> None:
-        gradient = parameter.grad
-        # A sparse gradient (nn.Embedding(sparse=True)) is left to the projection.
-        if gradient is not None and gradient.layout == torch.strided:
-            gradient.mul_(bound.mask)
-
-    return mask_gradient
 
 
 def _multiply(bound: Iterable[_Bound]) -> None:

@@ -21,10 +21,12 @@ from hf_connectome.callbacks import GenerationBoundaries, MetricsFile, StepProgr
 from hf_connectome.checkpoints import load_converted, needs_conversion
 from hf_connectome.config import ConnectomeConfig
 from hf_connectome.early import early_weights, keep_early
-from hf_connectome.enforcement import MaskEnforcer, refuse_flat_shards
+from hf_connectome.enforcement import MaskEnforcer, compare_ranks, refuse_flat_shards
 from hf_connectome.errors import ConfigError, FormatError, RunError
 from hf_connectome.evolution import dense_connectome, next_generation, reset_host
 from hf_connectome.hosts import describe, full_tensor
+from hf_connectome.rewiring import get_rewiring
+from hf_connectome.rewiring_callbacks import GenerationRewiring
 from hf_connectome.runs import STATE_FILE, resumable, step_of
 from hf_connectome.scope import parameters_of, resolve
 from hf_connectome.sharing import SharingTrainer
@@ -112,6 +114,12 @@ class GenerationalTrainer(SharingTrainer):
         """The generation being trained: how often survivors were pruned so far."""
         assert self.connectome.config is not None
         return self.connectome.config.generation
+
+    @property
+    def enforcer(self) -> MaskEnforcer:
+        """What holds the masks while training goes on."""
+        assert self._enforcer is not None
+        return self._enforcer
 
     @property
     def output_folder(self) -> Path:
@@ -224,20 +232,9 @@ class GenerationalTrainer(SharingTrainer):
         if self.optimizer is not None:
             self.optimizer.state.clear()
         self._enforcer.update(self.connectome)
-        self._compare_ranks()
+        compare_ranks(self.connectome, f"generation {self.generation}")
         self._save_generation()
         self.push_generations()
-
-    def _compare_ranks(self) -> None:
-        if self.args.world_size < 2:
-            return
-        digests: list[str | None] = [None] * self.args.world_size
-        torch.distributed.all_gather_object(digests, self.connectome.digest)
-        if len(set(digests)) > 1:
-            raise RunError(
-                f"the ranks disagree on generation {self.generation}: digests {digests}. Their "
-                "weights have drifted apart; check that every rank has the same data and software."
-            )
 
     def _lineage_row(self) -> dict[str, Any]:
         """Describe the generation that was just trained."""
@@ -251,6 +248,7 @@ class GenerationalTrainer(SharingTrainer):
             "steps": step,
             **self.args.pruning_record(),
             "reset": self.args.reset,
+            "rewiring": self.args.rewiring,
         }
         for key in ("loss", "eval_loss"):
             found = [r[key] for r in losses if key in r]
@@ -304,6 +302,7 @@ class GenerationalTrainer(SharingTrainer):
             *self.args.pruning_record(),
             "reset",
             "magnitude",
+            "rewiring",
             "seed",
         ):
             there, here = recorded.get(key, wanted[key]), wanted[key]
@@ -368,6 +367,8 @@ class GenerationalTrainer(SharingTrainer):
             )
         self.add_callback(MetricsFile())
         self.add_callback(GenerationBoundaries(self))
+        if self.args.rewiring is not None:
+            self.add_callback(GenerationRewiring(self, get_rewiring(self.args.rewiring)))
 
 
 def _restarting(schedule: Any, steps: int) -> Any:

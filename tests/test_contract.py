@@ -1,4 +1,4 @@
-"""Every criterion, wiring and tiny host together, by the checks that plug-ins of others use."""
+"""Every criterion, wiring, rewiring and tiny host together, by the checks that plug-ins use."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from torch import nn
 from hf_connectome.config import ConnectomeConfig
 from hf_connectome.connectome import Connectome
 from hf_connectome.criteria import criteria
+from hf_connectome.enforcement import MaskEnforcer
 from hf_connectome.errors import ScopeError
 from hf_connectome.evolution import Pruning, next_generation, reset_host
 from hf_connectome.hosts import extract, wire
+from hf_connectome.rewiring import Rewirer, rewirings
+from hf_connectome.rewiring.updates import as_matrices
 from hf_connectome.schedule import GeometricSchedule
 from hf_connectome.scope import RAW, SCOPES, ScopedParameter, parameters_of, resolve
 from hf_connectome.testing import check_host, measured
@@ -118,6 +121,41 @@ def test_drawn_connectome_is_pruned_further_with_exact_counts(models, criterion,
     reset_host(model, found, reset="tensor_scale", magnitude=0.02, seed=0)
     read = extract(model)
     assert Connectome({name: read[name] for name in found}) == Connectome(bare(found))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", list(rewirings))
+def test_links_of_a_host_move_with_exact_counts(models, name, kind):
+    model = copy.deepcopy(models[kind])
+    first = wirings.get("random")().build(resolve(model), 0.25, 0)
+    wire(model, first, reset="keep")
+    enforcer = MaskEnforcer(model, first).attach(torch.optim.AdamW(model.parameters(), lr=0.01))
+    settings = {"density": 0.1} if rewirings.get(name).thins else {}
+    method = rewirings.get(name)(interval=1, annealed=False, until=1.0, **settings)
+    rewirer = Rewirer(method, enforcer, first=first, seed=0, num_steps=2)
+    rewirer.watch(1)
+    draw = torch.Generator().manual_seed(1)
+    sums = [(p * torch.randn(p.shape, generator=draw)).sum() for p in model.parameters()]
+    torch.stack(sums).sum().backward()
+    enforcer.optimizers[0].step()
+    record, found = rewirer.update(1), enforcer.connectome
+    assert enforcer.num_leaks() == 0
+    assert record["links"] == sum(found[n].num_survivors for n in rewirer.scope)
+    assert (record["births"] > 0) == (name != "gmp")
+    assert all(found[n] is first[n] for n in found if n not in rewirer.scope)
+    for key in () if method.thins_globally else rewirer.scope:
+        assert found[key].num_survivors == expected_links(method, first[key])
+    if method.thins_globally:
+        num_weights = sum(first[n].num_weights for n in rewirer.scope)
+        assert record["links"] == round(0.1 * num_weights)
+
+
+def expected_links(method, entry):
+    """Count what an entry keeps at the last update, each of its matrices on its own."""
+    return sum(
+        round(method.density_at(1.0, int(part.sum()) / part.numel()) * part.numel())
+        for part in as_matrices(entry.mask(), entry.orientation)
+    )
 
 
 def scope_of(connectome):

@@ -18,9 +18,11 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-WORKERS = Path(__file__).parent / "distributed"
+TESTS = Path(__file__).parent
+WORKERS = TESTS / "distributed"
 sys.path.insert(0, str(WORKERS))
 import masks_worker  # noqa: E402
+import rewiring_worker  # noqa: E402
 
 from hf_connectome import Connectome  # noqa: E402
 
@@ -37,7 +39,8 @@ def launch(worker: str, output: Path) -> None:
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc-per-node", str(NUM_PROCESSES), str(WORKERS / worker), str(output)),
         ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -201,3 +204,38 @@ def test_a_rank_that_went_astray_stops_all_ranks(
         assert "check that every rank has the same data and software" in message
     folders = {path.name for path in (generations / "astray").glob("generation-*")}
     assert folders == {"generation-0"}  # what they disagree on is not saved
+
+
+# ---- rewiring ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rewired(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = results_of("rewiring_worker.py", tmp_path_factory)
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", rewiring_worker.METHODS)
+def test_ranks_move_the_same_links(rewired: dict[str, Any], spec: str) -> None:
+    first, second = rewired[spec]
+    assert first["world_size"] == NUM_PROCESSES
+    assert first["changed"]
+    assert [r["step"] for r in first["moved"]] == [2, 4]
+    assert first == second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", rewiring_worker.METHODS)
+def test_two_processes_move_the_links_that_one_moves(
+    rewired: dict[str, Any], spec: str, tmp_path: Path
+) -> None:
+    alone = rewiring_worker.train(spec, tmp_path, 1)
+    masks = rewired[spec][0]["masks"]
+    differing = sum(
+        (int(masks[name], 16) ^ int(bits, 16)).bit_count() for name, bits in alone["masks"].items()
+    )
+    # Gradients are summed in another order, so that a link on the brink may be another.
+    assert differing <= 4
+    assert alone["moved"][0]["births"] > 20

@@ -72,6 +72,7 @@ ORDER = (
     "publishing",
     "publisher",
     "callbacks",
+    "rewiring_callbacks",
     "checkpoints",
     "arguments",
     "sharing",

@@ -20,9 +20,9 @@ from hf_connectome.evaluation.arms import ArmResult
 from hf_connectome.evaluation.subjects import CHECKPOINT, SPARSE, find_subjects
 from hf_connectome.inheritance import (
     InheritanceArguments,
-    _stored,
     check_arms,
     check_vocabulary,
+    stored_result,
 )
 from hf_connectome.runs import last_checkpoint
 from hf_connectome.sources import default_output, find_connectome
@@ -402,11 +402,11 @@ def test_hub_id_that_cannot_be_had_is_answered_with_how_to_fetch_it(tmp_path, mo
 def test_arm_whose_result_is_not_whole_is_trained_again(tmp_path, content):
     file = tmp_path / "dense-seed0.json"
     file.write_text(content)
-    assert _stored(file) is None
+    assert stored_result(file) is None
     result = ArmResult("dense", 0, [0], [1.0], 1, 1, 0, 0.0)
     file.write_text(json.dumps(asdict(result)))
-    assert _stored(file) == result
-    assert _stored(file.rename(tmp_path / "dense-seed1.json")) is None
+    assert stored_result(file) == result
+    assert stored_result(file.rename(tmp_path / "dense-seed1.json")) is None
 
 
 def test_report_names_a_full_disk_and_does_without_curves(tmp_path, monkeypatch, capsys):

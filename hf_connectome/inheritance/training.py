@@ -1,41 +1,35 @@
-"""The inner loop: arms that differ only in what a fresh host inherits, trained side by side.
-
-All arms of a seed start from the same fresh host and see the same data in the same order. What is
-measured here is compared in evaluation/paired.py.
-"""
+"""Arms trained side by side, on the same data in the same order."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import time
-from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from hf_connectome.architecture import build_host
-from hf_connectome.arms import Estate, Inherited, arm_names, get_arm, source_of
-from hf_connectome.callbacks import MaskCallback, StepProgress
+from hf_connectome.arms import Estate, Inherited, get_arm, source_of
+from hf_connectome.callbacks import MaskCallback, MetricsFile, StepProgress
 from hf_connectome.data import collate
 from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.arms import ArmResult
 from hf_connectome.fresh import check_context
-from hf_connectome.hosts import fresh_reset
-from hf_connectome.reset import resets
+from hf_connectome.inheritance.arguments import InheritanceArguments, reset_of
+from hf_connectome.inheritance.results import RESULTS_FOLDER, run_name, store_result, stored_result
+from hf_connectome.rewiring_callbacks import RewiringCallback
 from hf_connectome.storage import (
     CONNECTOME_FOLDER,
     atomic_folder,
     refused_writes_named,
     write,
-    write_atomically,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerFast
@@ -43,99 +37,7 @@ if TYPE_CHECKING:
     from hf_connectome.connectome import Connectome
     from hf_connectome.data import Corpus
 
-RESULTS_FOLDER, CHILDREN_FOLDER = "arms", "children"
-EXTENDING = ("arms", "connectome_revision", "first_seed", "parent", "save_children", "seeds")
-"""Settings that add runs to a comparison and change none that is there."""
-
-
-@dataclass
-class InheritanceArguments:
-    """What a fresh model inherits, and what it is compared with."""
-
-    connectome: str = field(
-        metadata={
-            "help": "Hub id (owner/name), or folder of a connectome, of a checkpoint with one, or "
-            "of an evolve run (its last generation is used)."
-        }
-    )
-    connectome_revision: str | None = field(
-        default=None,
-        metadata={"help": "Branch, tag (generation-3) or commit, where connectome is a Hub id."},
-    )
-    arms: list[str] = field(
-        default_factory=lambda: ["connectome", "random", "dense"],
-        metadata={
-            "help": f"Arms to train, of {', '.join(arm_names())}; with a reset of its own: "
-            "connectome:variance_preserving; from another connectome: connectome@generation-3. "
-            "docs/CONTROLS.md says what each keeps."
-        },
-    )
-    parent: str | None = field(
-        default=None,
-        metadata={
-            "help": "Checkpoint whose weights the connectome was pruned from (its run's last one), "
-            "for the arms that carry weights."
-        },
-    )
-    seeds: int = field(default=4, metadata={"help": "Runs per arm, paired by seed."})
-    first_seed: int = field(
-        default=0, metadata={"help": "First of the seeds, to share the work among processes."}
-    )
-    steps: int = field(default=400, metadata={"help": "Optimizer steps of every arm."})
-    child_reset: str | None = field(
-        default=None,
-        metadata={
-            "help": "First values of the survivors; by default what the connectome records, where "
-            "keep and rewind mean sign_constant."
-        },
-    )
-
-    save_children: bool = field(
-        default=False,
-        metadata={
-            "help": "Save trained children in children/, for evaluate.py; one that is missing is "
-            "trained again, equally."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse unknown arms and resets, and empty runs."""
-        for spec in self.arms:
-            arm, reset = get_arm(spec)
-            _refuse_rewind("arms", reset)
-            if arm.needs_parent and self.parent is None:
-                raise ConfigError(
-                    f"the arm {spec!r} carries weights of the parent. Name the checkpoint that the "
-                    "connectome was pruned from: --parent …/checkpoint-<step>."
-                )
-        if not self.arms:
-            raise ConfigError("arms is empty; expected one or more, such as connectome and dense.")
-        if len(set(self.arms)) < len(self.arms):
-            raise ConfigError(f"arms names one twice: {', '.join(self.arms)}.")
-        if self.seeds < 1 or self.steps < 1 or self.first_seed < 0:
-            raise ConfigError(
-                f"seeds is {self.seeds}, steps {self.steps} and first_seed {self.first_seed}; "
-                "expected at least 1, 1 and 0."
-            )
-        if self.child_reset is not None:
-            resets.get(self.child_reset)
-        _refuse_rewind("child_reset", self.child_reset)
-
-
-def _refuse_rewind(name: str, reset: str | None) -> None:
-    if reset == "rewind":
-        raise ConfigError(
-            f"{name} asks for 'rewind', which needs weights stored early in training; a "
-            "connectome carries none. Use 'sign_constant', or leave it out."
-        )
-
-
-def reset_of(connectome: Connectome, arguments: InheritanceArguments) -> str:
-    """Return the reset of the arms: the one asked for, else what the connectome records.
-
-    A recorded 'keep' or 'rewind' needs a parent's weights, which fresh hosts do not have.
-    """
-    return arguments.child_reset or fresh_reset(connectome)
+CHILDREN_FOLDER, REWIRED_FOLDER = "children", "rewired"
 
 
 def check_arms(
@@ -159,12 +61,19 @@ def check_arms(
             needs what the connectome lacks.
         HostMismatchError: another connectome does not fit the host of the main one.
     """
+    masks = []
     for arm in arguments.arms:
         mine = _own(arm, connectome, others)
         # What learns from text first is wired as the connectome itself; the text is read later.
         tried = "connectome" if get_arm(arm)[0].needs_text else arm
-        host, _ = _start(tried, arguments.first_seed, mine, arguments, parent)
+        host, inherited = _start(tried, arguments.first_seed, mine, arguments, parent)
         check_context(host.config, block_size)  # type: ignore[arg-type]
+        masks.append(inherited.mask)
+    if arguments.rewiring is not None and not any(masks):
+        raise ConfigError(
+            f"rewiring is {arguments.rewiring!r}, but every arm ({', '.join(arguments.arms)}) is "
+            "dense, so there are no links to move. Add an arm under a mask, such as connectome."
+        )
 
 
 def _own(spec: str, connectome: Connectome, others: Mapping[str, Connectome] | None) -> Connectome:
@@ -243,13 +152,13 @@ def train_arm(
     mine = _own(arm, connectome, others)
     host, inherited = _start(arm, seed, mine, arguments, parent, corpus.train)
     wiring = inherited.mask
-    num_dead = 0 if wiring is None else wiring.num_weights - wiring.num_survivors
-    density = 1.0 - num_dead / connectome.num_weights
+    density = 1.0 - _num_dead(wiring) / connectome.num_weights
     progress = _progress(arm, seed, density, corpus, arguments, training)
-    masks = [] if wiring is None else [MaskCallback(wiring)]
+    settings = _arm_arguments(training, seed, arguments.steps)
+    masks = _under_mask(wiring, arm, arguments.rewiring, settings)
     trainer = Trainer(
         host,
-        _arm_arguments(training, seed, arguments.steps),
+        settings,
         train_dataset=corpus.train,
         eval_dataset=corpus.evaluation,
         data_collator=collate,
@@ -260,16 +169,18 @@ def train_arm(
     began = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - began
+    wiring = _moved(masks, settings)
     if keep is not None and training.should_save:
         _save_child(host, wiring, corpus.tokenizer, keep)
-    log = trainer.state.log_history
-    measured = {int(r["step"]): r["eval_loss"] for r in log if "eval_loss" in r}
+    measured = {
+        int(r["step"]): r["eval_loss"] for r in trainer.state.log_history if "eval_loss" in r
+    }
     return ArmResult(
         arm=arm,
         seed=seed,
         steps=list(measured),
         losses=list(measured.values()),
-        num_survivors=connectome.num_weights - num_dead,
+        num_survivors=connectome.num_weights - _num_dead(wiring),
         num_weights=connectome.num_weights,
         bits_inherited=inherited.bits,
         seconds=seconds,
@@ -293,9 +204,9 @@ def train_arms(
     results = []
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for arm in arguments.arms:
-            file = output / RESULTS_FOLDER / _file_name(arm, seed)
+            file = output / RESULTS_FOLDER / f"{run_name(arm, seed)}.json"
             keep = output / CHILDREN_FOLDER / file.stem if arguments.save_children else None
-            done = _stored(file)
+            done = stored_result(file)
             if done is None or (keep is not None and not keep.is_dir()):
                 done = train_arm(
                     arm,
@@ -309,9 +220,7 @@ def train_arms(
                     keep=keep,
                 )
                 if training.should_save:
-                    with refused_writes_named(file):
-                        file.parent.mkdir(parents=True, exist_ok=True)
-                        write_atomically(file, json.dumps(asdict(done)).encode())
+                    store_result(done, file)
             results.append(done)
     return results
 
@@ -324,22 +233,6 @@ def _save_child(host: Any, wiring: Connectome | None, tokenizer: Any, folder: Pa
             tokenizer.save_pretrained(scratch)
         if wiring is not None:
             write(wiring, scratch / CONNECTOME_FOLDER)
-
-
-def stored_results(output: Path, first: Sequence[str] = ()) -> list[ArmResult]:
-    """Return all results of a comparison, whichever command trained them.
-
-    Args:
-        output: folder of the comparison.
-        first: arms that come first, in this order.
-    """
-    results = []
-    for file in (output / RESULTS_FOLDER).glob("*-seed*.json"):
-        found = _stored(file)
-        if found is not None:
-            results.append(found)
-    place = {arm: number for number, arm in enumerate(first)}
-    return sorted(results, key=lambda r: (place.get(r.arm, len(place)), r.arm, r.seed))
 
 
 def start_of(
@@ -356,22 +249,6 @@ def start_of(
     }
 
 
-def _file_name(arm: str, seed: int) -> str:
-    """Name the file of a result; an arm may hold colons, and the path of another connectome."""
-    return f"{arm.replace(':', '=').replace('/', '+')}-seed{seed}.json"
-
-
-def _stored(file: Path) -> ArmResult | None:
-    """Return the result in ``file``; None where there is none that is whole and of that name."""
-    try:
-        result = ArmResult(**json.loads(file.read_text(encoding="utf-8")))
-        is_whole = len(result.steps) == len(result.losses) > 0
-        is_its_own = file.name == _file_name(result.arm, result.seed)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-    return result if is_whole and is_its_own else None
-
-
 def _arm_arguments(training: TrainingArguments, seed: int, steps: int) -> TrainingArguments:
     """Return the arm's own copy; a copy, because __post_init__ is not meant to run twice."""
     arguments = copy.deepcopy(training)
@@ -383,6 +260,35 @@ def _arm_arguments(training: TrainingArguments, seed: int, steps: int) -> Traini
     if arguments.eval_steps is None or arguments.eval_steps >= steps:
         arguments.eval_steps = max(1, steps // 20)
     return arguments
+
+
+def _num_dead(wiring: Connectome | None) -> int:
+    return 0 if wiring is None else wiring.num_weights - wiring.num_survivors
+
+
+def _under_mask(
+    wiring: Connectome | None, arm: str, rewiring: str | None, settings: TrainingArguments
+) -> list[MaskCallback | MetricsFile]:
+    """Return what holds the mask, if there is one; links that move get a folder of their own."""
+    if wiring is None:
+        return []
+    if rewiring is None:
+        return [MaskCallback(wiring)]
+    folder = Path(settings.output_dir or ".") / REWIRED_FOLDER / run_name(arm, settings.seed)
+    settings.output_dir = str(folder)
+    return [RewiringCallback(wiring, rewiring, seed=settings.seed), MetricsFile()]
+
+
+def _moved(
+    masks: Sequence[MaskCallback | MetricsFile], settings: TrainingArguments
+) -> Connectome | None:
+    """Return the wiring that a run ended with; keep it where its links have moved."""
+    for mask in masks:
+        if isinstance(mask, MaskCallback):
+            if isinstance(mask, RewiringCallback) and settings.should_save:
+                write(mask.connectome, Path(settings.output_dir or "."))
+            return mask.connectome
+    return None
 
 
 def _progress(
