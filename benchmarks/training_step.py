@@ -1,9 +1,11 @@
 """Time a training step under a 25 % connectome against the dense step, side by side.
 
+Beside it the step of outer_loop iht, which keeps the largest 25 % of every matrix anew.
+
     python benchmarks/training_step.py [--device cuda] [--json]
 
-Rounds of dense, dense again (the noise) and masked steps alternate in one process; the figure is
-the median over rounds of process CPU time (CUDA: wall time after a synchronise) per step, as a
+Rounds of dense, dense again (the noise), masked and iht steps alternate in one process; the figure
+is the median over rounds of process CPU time (CUDA: wall time after a synchronise) per step, as a
 ratio to dense.
 """
 
@@ -21,7 +23,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_connectome import MaskEnforcer
 from hf_connectome.hosts import wire
-from hf_connectome.scope import resolve
+from hf_connectome.outer_loops.thresholds import HardThresholds
+from hf_connectome.scope import parameters_of, resolve
 from hf_connectome.wirings import wirings
 
 SIZES = {
@@ -31,16 +34,21 @@ SIZES = {
 }
 
 
-def stepper(size: str, tokens: int, device: str, *, masked: bool) -> Callable[[], None]:
-    """Return a function that runs one training step of a fresh model."""
+def stepper(size: str, tokens: int, device: str, held: str = "") -> Callable[[], None]:
+    """Return a function that runs one training step of a fresh model; held: masked, iht or not."""
     torch.manual_seed(0)
     config = GPT2Config(**SIZES[size], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     model = GPT2LMHeadModel(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    if masked:
-        connectome = wirings.get("random")().build(resolve(model), 0.25, seed=0)
+    scope = resolve(model)
+    if held == "masked":
+        connectome = wirings.get("random")().build(scope, 0.25, seed=0)
         wire(model, connectome, reset="sign_constant")
         MaskEnforcer(model, connectome).attach(optimizer)
+    if held == "iht":
+        parameters = {n: p for n, p in parameters_of(model).items() if n in scope}
+        thresholds = HardThresholds(parameters).attach(optimizer)
+        thresholds.n_drop = {n: round(0.75 * p.numel()) for n, p in parameters.items()}
     ids = torch.randint(0, config.vocab_size, (max(tokens // 128, 1), 128), device=device)
 
     def step() -> None:
@@ -68,9 +76,10 @@ def measure(step: Callable[[], None], count: int, device: str) -> float:
 def compare(size: str, tokens: int, device: str, rounds: int) -> dict[str, float]:
     """Return the median ratios to the dense step."""
     steps = {
-        "dense": stepper(size, tokens, device, masked=False),
-        "dense_again": stepper(size, tokens, device, masked=False),
-        "masked": stepper(size, tokens, device, masked=True),
+        "dense": stepper(size, tokens, device),
+        "dense_again": stepper(size, tokens, device),
+        "masked": stepper(size, tokens, device, "masked"),
+        "iht": stepper(size, tokens, device, "iht"),
     }
     count = max(1, round(0.3 / max(measure(steps["dense"], 2, device), 1e-3)))
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -79,7 +88,7 @@ def compare(size: str, tokens: int, device: str, rounds: int) -> dict[str, float
             times[name].append(measure(step, count, device))
     pairs = {
         name: [ours / dense for ours, dense in zip(times[name], times["dense"], strict=True)]
-        for name in ("dense_again", "masked")
+        for name in ("dense_again", "masked", "iht")
     }
     return {
         "dense_seconds": statistics.median(times["dense"]),
@@ -107,11 +116,11 @@ def main() -> None:
         print(json.dumps({"about": about, "rows": rows}, indent=1))
         return
     print(about)
-    print("size    tokens   dense s/step   dense again   masked    (ratios to dense)")
+    print("size    tokens   dense s/step   dense again   masked      iht    (ratios to dense)")
     for row in rows:
         print(
             f"{row['size']:<7} {row['tokens']:>6} {row['dense_seconds']:>14.4f}"
-            f" {row['dense_again']:>13.3f} {row['masked']:>8.3f}"
+            f" {row['dense_again']:>13.3f} {row['masked']:>8.3f} {row['iht']:>8.3f}"
         )
 
 

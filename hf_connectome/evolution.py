@@ -220,9 +220,30 @@ def next_generation(
         return criterion.score(weight_of(name), connectome.mask(name), context)
 
     masks = _select(connectome, score_of, pruning, config.generation)
+    return recorded(model, connectome, masks, pruning, config)
+
+
+@torch.no_grad()
+def recorded(
+    model: nn.Module,
+    connectome: Connectome,
+    mask_of: Callable[[str], Tensor],
+    pruning: Pruning,
+    config: ConnectomeConfig,
+) -> Connectome:
+    """Return the wiring that masks give a trained model: its signs, and what travels beside them.
+
+    Args:
+        model: the host; not changed.
+        connectome: names the parameters.
+        mask_of: name -> bool mask, asked once a name.
+        pruning: says what travels beside mask and sign.
+        config: what the new connectome records of itself.
+    """
+    parameters = check_host(connectome, model)
     entries = {}
     for name, entry in connectome.items():
-        weight, mask = weight_of(name), masks(name)
+        weight, mask = full_tensor(parameters[name]).cpu(), mask_of(name)
         entries[name] = SignedMask.pack(
             mask,
             weight,

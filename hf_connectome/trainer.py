@@ -92,7 +92,7 @@ class GenerationalTrainer(SharingTrainer):
         refuse_flat_shards(model)
         self._scope = resolve(model, args.scope)
         self._pruning = args.pruning
-        self._pruning.check(self._scope)
+        self.check_counts()
         config = ConnectomeConfig(
             target_modules=args.scope,
             reset=args.reset,
@@ -130,6 +130,15 @@ class GenerationalTrainer(SharingTrainer):
         """Return the folder of one generation's connectome."""
         return self.output_folder / f"generation-{generation}"
 
+    @property
+    def density(self) -> float:
+        """Survivors over weights in scope, now."""
+        return self.connectome.density
+
+    def check_counts(self) -> None:
+        """Refuse, before any training, a run that would leave a parameter without survivors."""
+        self._pruning.check(self._scope)
+
     # ---- training ----------------------------------------------------------------------------
 
     def train(
@@ -155,11 +164,16 @@ class GenerationalTrainer(SharingTrainer):
         output: TrainOutput = super().train(checkpoint, trial, ignore_keys_for_eval)
         return output
 
+    @property
+    def steps_per_schedule(self) -> int:
+        """Steps after which the learning-rate schedule begins anew: those of a generation."""
+        return self.args.steps_per_generation
+
     def create_scheduler(
         self, num_training_steps: int, optimizer: Any = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Create the schedule of one generation and restart it at every boundary."""
-        steps = self.args.steps_per_generation
+        """Create the schedule of one stretch of steps and restart it after each."""
+        steps = self.steps_per_schedule
         fresh = self.lr_scheduler is None
         scheduler = super().create_scheduler(min(num_training_steps, steps), optimizer)
         if fresh:
@@ -173,22 +187,25 @@ class GenerationalTrainer(SharingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the generation and its density beside every record."""
-        record = {**logs, "generation": self.generation, "density": self.connectome.density}
+        record = {**logs, "generation": self.generation, "density": self.density}
         super().log(record, start_time)
 
     def begin(self) -> None:
         """Bind the masks to the prepared model and its optimizer."""
-        if self._enforcer is not None:
-            self._enforcer.detach()
-        assert self.optimizer is not None
-        self._enforcer = MaskEnforcer(self.model_wrapped, self.connectome).attach(self.optimizer)
-        self._calibrator.begin(self.model_wrapped, self.optimizer)
+        self.finish()
+        self.bind()
         self.start_clock()
         if self.generation == 0 and self.state.global_step == 0:
             self._save_generation()
             self.keep_early_weights(0)
         self.check_repository()
         self.push_generations()
+
+    def bind(self) -> None:
+        """Put the connectome on the prepared model, and hold it there."""
+        assert self.optimizer is not None
+        self._enforcer = MaskEnforcer(self.model_wrapped, self.connectome).attach(self.optimizer)
+        self._calibrator.begin(self.model_wrapped, self.optimizer)
 
     def advance_to(self, step: int) -> None:
         """Cross every generation boundary at or before ``step``."""
@@ -214,15 +231,21 @@ class GenerationalTrainer(SharingTrainer):
         return TrainOutput(self.state.global_step, float("nan"), {})
 
     def _advance(self) -> None:
-        """Prune, reset, clear the optimizer's state, save the new generation."""
-        assert self._enforcer is not None
+        """Go from one generation to the next, and save it."""
         config = _successor(self.connectome, self._lineage_row())
+        self.connectome = self.next_connectome(config)
+        compare_ranks(self.connectome, f"generation {self.generation}")
+        self._save_generation()
+        self.push_generations()
+
+    def next_connectome(self, config: ConnectomeConfig) -> Connectome:
+        """Prune, reset, clear the optimizer's state; return the new generation."""
         parent, host = self.connectome, self.model_wrapped
         statistics = self._calibrator.statistics(host, parent, self.generation)
-        self.connectome = next_generation(host, parent, self._pruning, config, statistics)
+        found = next_generation(host, parent, self._pruning, config, statistics)
         reset_host(
             self.model_wrapped,
-            self.connectome,
+            found,
             reset=self.args.reset,
             magnitude=self.args.magnitude,
             seed=self.args.seed,
@@ -231,10 +254,8 @@ class GenerationalTrainer(SharingTrainer):
         # A new optimizer would lose the hooks and FSDP2's mapping; without its state it is as new.
         if self.optimizer is not None:
             self.optimizer.state.clear()
-        self._enforcer.update(self.connectome)
-        compare_ranks(self.connectome, f"generation {self.generation}")
-        self._save_generation()
-        self.push_generations()
+        self.enforcer.update(found)
+        return found
 
     def _lineage_row(self) -> dict[str, Any]:
         """Describe the generation that was just trained."""
@@ -246,15 +267,17 @@ class GenerationalTrainer(SharingTrainer):
             "num_survivors": self.connectome.num_survivors,
             "digest": self.connectome.digest,
             "steps": step,
-            **self.args.pruning_record(),
-            "reset": self.args.reset,
-            "rewiring": self.args.rewiring,
+            **self.loop_settings(),
         }
         for key in ("loss", "eval_loss"):
-            found = [r[key] for r in losses if key in r]
-            if found:
+            if found := [r[key] for r in losses if key in r]:
                 row[key] = found[-1]
         return row
+
+    def loop_settings(self) -> dict[str, Any]:
+        """Return the settings that every row of the lineage repeats, and a resume compares."""
+        record = self.args.pruning_record()
+        return record | {"reset": self.args.reset, "rewiring": self.args.rewiring}
 
     # ---- files -------------------------------------------------------------------------------
 
@@ -292,19 +315,11 @@ class GenerationalTrainer(SharingTrainer):
 
     def _check_same_run(self, saved: Connectome, checkpoint: Path) -> None:
         assert saved.config is not None
-        assert self.connectome.config is not None
         recorded = vars(saved.config) | (dict(saved.lineage[-1]) if saved.lineage else {})
-        wanted = vars(self.args) | vars(self.connectome.config)
-        for key in (
-            "base_fingerprint",
-            "tokenizer_digest",
-            "target_modules",
-            *self.args.pruning_record(),
-            "reset",
-            "magnitude",
-            "rewiring",
-            "seed",
-        ):
+        settings = self.loop_settings()
+        wanted = vars(self.connectome.config) | settings
+        fixed = ("base_fingerprint", "tokenizer_digest", "target_modules", "magnitude", "seed")
+        for key in (*fixed, *settings):
             there, here = recorded.get(key, wanted[key]), wanted[key]
             if there != here:
                 raise RunError(
@@ -356,7 +371,7 @@ class GenerationalTrainer(SharingTrainer):
         return int(length * batch * self.args.world_size)
 
     def _label(self, generation: int) -> str:
-        return f"generation {generation}  density {self.connectome.density:6.1%}"
+        return f"generation {generation}  density {self.density:6.1%}"
 
     def _install_callbacks(self) -> None:
         shown = self.pop_callback(ProgressCallback) is not None

@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["hf_connectome[report]"]
 # ///
-"""Evolve a connectome: train, prune, reset, for every generation.
+"""Evolve a connectome: train, prune, reset, for every generation; or by another outer loop.
 
 Runs anywhere, on the built-in corpus:
 
@@ -11,6 +11,9 @@ Runs anywhere, on the built-in corpus:
 and at the paper's scale:
 
     accelerate launch recipes/evolve.py --config paper_gpt2 --dataset HuggingFaceFW/fineweb
+
+--outer_loop iht keeps the largest weights after every step, --outer_loop search varies wirings and
+chooses among them (docs/OUTER_LOOPS.md).
 
 The same command again goes on where it stopped. What it writes into --output_dir: one loadable
 connectome a generation (generation-0 … generation-6), checkpoints, metrics.jsonl and curves.png.
@@ -31,15 +34,16 @@ from hf_connectome.data import DataArguments, collate, load_corpus, tokenizer_di
 from hf_connectome.errors import ConfigError, ConnectomeError, HubError, RunError
 from hf_connectome.fresh import ModelArguments, fresh_model
 from hf_connectome.hub import url as hub_url
+from hf_connectome.outer_loops import OuterLoopArguments, outer_loop
 from hf_connectome.parsing import explicit_settings, friendly_errors, parse
 from hf_connectome.provenance import hub_id
 from hf_connectome.runs import claim, deciding, last_checkpoint, refuse_named_checkpoint, step_of
-from hf_connectome.trainer import GenerationalTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hf_connectome.data import Corpus
+    from hf_connectome.trainer import GenerationalTrainer
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -48,6 +52,7 @@ def build_trainer(
     model_arguments: ModelArguments,
     data: DataArguments,
     training: GenerationalArguments,
+    loop: OuterLoopArguments,
     command: Sequence[str],
 ) -> tuple[GenerationalTrainer, Corpus]:
     """Load the corpus, build the fresh model, and put both under a trainer."""
@@ -57,7 +62,7 @@ def build_trainer(
         model_arguments, tokenizer=corpus.tokenizer, block_size=data.block_size, seed=training.seed
     )
     try:
-        trainer = GenerationalTrainer(
+        trainer = outer_loop(loop)(
             model,
             training,
             tokenizer_name=hub_id(data.tokenizer),
@@ -106,8 +111,8 @@ def lineage_table(trainer: GenerationalTrainer) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the outer loop from the command line."""
     with friendly_errors("evolve.py"):
-        model_arguments, data, training = parse(
-            (ModelArguments, DataArguments, GenerationalArguments),
+        model_arguments, data, training, loop = parse(
+            (ModelArguments, DataArguments, GenerationalArguments, OuterLoopArguments),
             argv,
             prog="evolve.py",
             description=__doc__ or "",
@@ -120,10 +125,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse_named_checkpoint(training.resume_from_checkpoint)
         folder = Path(training.output_dir)
         transformers_logging.disable_progress_bar()
-        settings = deciding(explicit_settings((model_arguments, data, training)))
+        settings = deciding(explicit_settings((model_arguments, data, training, loop)))
         claim(folder, settings, record=False)
         command = [__file__, *(sys.argv[1:] if argv is None else argv)]
-        trainer, corpus = build_trainer(model_arguments, data, training, command)
+        trainer, corpus = build_trainer(model_arguments, data, training, loop, command)
         claim(folder, settings | {"corpus": corpus.identity()})
         speaks = trainer.is_world_process_zero()
         checkpoint = last_checkpoint(folder)

@@ -274,6 +274,21 @@ def test_settings_that_changed_are_all_listed():
     assert "| prune_fraction | 0.1, 0.2, 0.3 and 1 more |" in card(small(lineage=rows))
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({}, "one generation of training and pruning, after Kotar & Tuckute 2025"),
+        ({"outer_loop": "iht"}, "one generation of iterative hard thresholding"),
+        ({"outer_loop": "search"}, "one generation of evolutionary search"),
+        ({"outer_loop": ["<b>"]}, "one generation of another outer loop (<code>"),
+    ],
+)
+def test_the_loop_that_found_it_is_named(row, words):
+    text = card(small(lineage=[{"generation": 0, **row}], generation=1))
+    assert words in text
+    assert "<b>" not in text
+
+
 def test_plug_in_criterion_that_is_not_installed_is_named_without_a_source():
     text = card(small(lineage=[{"generation": 0, "criterion": "somebodys"}]))
     assert "| criterion | `somebodys` |" in text

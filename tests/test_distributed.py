@@ -239,3 +239,37 @@ def test_two_processes_move_the_links_that_one_moves(
     # Gradients are summed in another order, so that a link on the brink may be another.
     assert differing <= 4
     assert alone["moved"][0]["births"] > 20
+
+
+# ---- other outer loops ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = results_of("outer_loops_worker.py", tmp_path_factory)
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+@pytest.mark.parametrize("loop", ["iht", "search"])
+def test_ranks_find_the_same_connectome_by_every_loop(loops: dict[str, Any], loop: str) -> None:
+    first, second = loops[loop]
+    assert (first["world_size"], first["generation"], len(first["lineage"])) == (
+        NUM_PROCESSES,
+        2,
+        2,
+    )
+    assert first == second
+
+
+def test_thresholds_leave_no_dead_weight_on_any_rank(loops: dict[str, Any]) -> None:
+    assert [rank["leaks"] for rank in loops["iht"]] == [0, 0]
+
+
+def test_thresholds_resumed_on_two_ranks_equal_the_whole_run(loops: dict[str, Any]) -> None:
+    assert loops["resumed"] == loops["iht"]
+
+
+def test_a_rank_whose_largest_weights_differ_stops_all_ranks(loops: dict[str, Any]) -> None:
+    for message in loops["astray"]:
+        assert message.startswith("the ranks disagree on generation 1: digests [")

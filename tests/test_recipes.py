@@ -116,6 +116,36 @@ def test_evolve_refuses_the_folder_of_another_configuration(texts, run, capsys):
     assert "prune_fraction" in message
 
 
+@pytest.mark.parametrize(
+    ("loop", "more"),
+    [
+        ("iht", ["--iht_anneal", "cubic"]),
+        ("search", ["--search_steps", "4", "--search_parents", "2"]),
+    ],
+)
+def test_evolve_by_another_loop_leaves_what_inherit_takes(texts, tmp_path, capsys, loop, more):
+    options = evolve_options(texts, tmp_path / "run", "--outer_loop", loop, *more)
+    recipe("evolve").main(options)
+    said = capsys.readouterr().out
+    assert "to inherit" in said
+    found = Connectome.from_pretrained(find_connectome(tmp_path / "run"))
+    assert found.config.generation == 2
+    assert found.lineage[-1]["outer_loop"] == loop
+    assert (tmp_path / "run" / "generation-2" / "tokenizer.json").is_file()
+    assert (tmp_path / "run" / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+    recipe("evolve").main(options)
+    assert capsys.readouterr().out.endswith(said[said.index("generation   density") :])
+    again = Connectome.from_pretrained(find_connectome(tmp_path / "run"))
+    assert (again, again.lineage) == (found, found.lineage)
+
+
+def test_evolve_refuses_a_loop_s_settings_without_the_loop(texts, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        recipe("evolve").main(evolve_options(texts, tmp_path, "--search_start", "somewhere"))
+    assert "Use outer_loop search, or leave it out" in capsys.readouterr().err
+
+
 def test_inherit_compares_the_arms_and_trains_only_what_is_missing(texts, run, capsys):
     recipe("inherit").main(inherit_options(texts, run))
     first = capsys.readouterr().out

@@ -48,6 +48,11 @@ _ARMS = {
     BASELINE: "inherits nothing",
 }
 _FEW_SEEDS = 4
+_FOUND_BY = {
+    "generational": f"training and pruning, after {PAPER}",
+    "iht": "iterative hard thresholding: the largest weights lived, after every step",
+    "search": "evolutionary search: wirings were varied and chosen by a short training",
+}
 
 
 def _whose(connectome: Connectome) -> str:
@@ -61,7 +66,9 @@ def opening(connectome: Connectome) -> str:
     how = "How it came about is not recorded."
     if num := len(connectome.lineage):
         times = f"{num} generations" if num > 1 else "one generation"
-        how = f"It was found by {times} of training and pruning, after {PAPER}."
+        loop = str(connectome.lineage[-1].get("outer_loop", "generational"))
+        found_by = _FOUND_BY.get(loop, f"another outer loop ({quoted(loop)})")
+        how = f"It was found by {times} of {found_by}."
     return (
         f"The wiring of {_whose(connectome)}, without its weights: which "
         f"{connectome.num_survivors:,} of {connectome.num_weights:,} weights exist "

@@ -172,9 +172,8 @@ def train_arm(
     wiring = _moved(masks, settings)
     if keep is not None and training.should_save:
         _save_child(host, wiring, corpus.tokenizer, keep)
-    measured = {
-        int(r["step"]): r["eval_loss"] for r in trainer.state.log_history if "eval_loss" in r
-    }
+    log = trainer.state.log_history
+    measured = {int(r["step"]): r["eval_loss"] for r in log if "eval_loss" in r}
     return ArmResult(
         arm=arm,
         seed=seed,

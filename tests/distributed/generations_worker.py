@@ -38,9 +38,9 @@ class LeadAstray(TrainerCallback):
                     parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-def trainer(
-    folder: Path, *callbacks: TrainerCallback, seed: int = 0, criterion: str = "magnitude"
-) -> GenerationalTrainer:
+def settings(
+    folder: Path, criterion: str = "magnitude"
+) -> tuple[GenerationalArguments, list[dict[str, torch.Tensor]]]:
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(2, 97, (128, 6), generator=draw)
     arguments = GenerationalArguments(
@@ -62,11 +62,15 @@ def trainer(
         disable_tqdm=True,
         report_to="none",
     )
+    return arguments, [{"input_ids": row, "labels": row} for row in rows]
+
+
+def trainer(
+    folder: Path, *callbacks: TrainerCallback, seed: int = 0, criterion: str = "magnitude"
+) -> GenerationalTrainer:
+    arguments, rows = settings(folder, criterion)
     return GenerationalTrainer(
-        tiny_model("gpt2", seed),
-        arguments,
-        train_dataset=[{"input_ids": row, "labels": row} for row in rows],
-        callbacks=list(callbacks),
+        tiny_model("gpt2", seed), arguments, train_dataset=rows, callbacks=list(callbacks)
     )
 
 
