@@ -49,7 +49,11 @@ class MaskCallback(TrainerCallback):
         """Bind to the prepared model and its optimizer."""
         if self.enforcer is not None:
             self.enforcer.detach()
-        self.enforcer = MaskEnforcer(parts["model"], self.connectome).attach(parts["optimizer"])
+        self.enforcer = self.guard(parts["model"]).attach(parts["optimizer"])
+
+    def guard(self, model: Any) -> MaskEnforcer:
+        """Return what keeps the weights in place."""
+        return MaskEnforcer(model, self.connectome)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any

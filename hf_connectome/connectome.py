@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_connectome.errors import ConfigError, FormatError, HostMismatchError, some
+from hf_connectome.errors import FormatError, some
 from hf_connectome.signed_mask import SignedMask, as_array
 
 if TYPE_CHECKING:
@@ -24,23 +23,9 @@ if TYPE_CHECKING:
 
     from hf_connectome.config import ConnectomeConfig
     from hf_connectome.hub import Pushed
+    from hf_connectome.overlap import Overlap
 
-__all__ = ["Connectome", "Overlap", "SignedMask"]
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """How alike two connectomes are, each figure beside what chance would give.
-
-    Chance keeps each tensor's own densities and share of negative signs and draws the rest
-    independently.
-    """
-
-    jaccard: float
-    chance_jaccard: float
-    sign_agreement: float | None
-    chance_sign_agreement: float | None
-    num_shared: int
+__all__ = ["Connectome", "SignedMask"]
 
 
 class Connectome(Mapping[str, SignedMask]):
@@ -182,84 +167,31 @@ class Connectome(Mapping[str, SignedMask]):
             config=self.config if config is None else config,
         )
 
+    # The entry points below only lead to the modules that do the work.
+
     def __and__(self, other: Connectome) -> Connectome:
-        """Keep the weights that both keep; opposite signs are an error."""
-        return self._combine(other, lambda mine, theirs: mine & theirs)
+        """Keep the weights that both keep; see :func:`hf_connectome.operations.intersection`."""
+        from hf_connectome.operations import intersection
+
+        return intersection(self, other).connectome
 
     def __or__(self, other: Connectome) -> Connectome:
-        """Keep the weights that either keeps; opposite signs are an error."""
-        return self._combine(other, lambda mine, theirs: mine | theirs)
+        """Keep the weights that either keeps; see :func:`hf_connectome.operations.union`."""
+        from hf_connectome.operations import union
+
+        return union(self, other).connectome
 
     def __sub__(self, other: Connectome) -> Connectome:
-        """Keep the weights that only this one keeps."""
-        self._check_same_parameters(other)
-        entries = {}
-        for name, entry in self.items():
-            mask = entry.mask() & ~other.mask(name)
-            sign = None if entry.sign_bits is None else entry.sign()
-            entries[name] = SignedMask.pack(mask, sign, orientation=entry.orientation)
-        return Connectome(entries, config=self.config)
+        """Keep what only this one keeps; see :func:`hf_connectome.operations.difference`."""
+        from hf_connectome.operations import difference
+
+        return difference(self, other).connectome
 
     def overlap(self, other: Connectome) -> Overlap:
-        """Measure how alike the two wirings are, against chance."""
-        self._check_same_parameters(other)
-        shared = union = agree = 0
-        chance_shared = chance_agree = 0.0
-        for name, mine in self.items():
-            both = mine.mask() & other.mask(name)
-            num_both, theirs = int(both.sum()), other[name]
-            expected = mine.num_survivors * theirs.num_survivors / mine.num_weights
-            shared += num_both
-            union += mine.num_survivors + theirs.num_survivors - num_both
-            chance_shared += expected
-            if mine.sign_bits is not None and theirs.sign_bits is not None:
-                agree += int((mine.sign()[both] == theirs.sign()[both]).sum())
-                p, q = mine.negative_fraction, theirs.negative_fraction
-                chance_agree += num_both * (p * q + (1 - p) * (1 - q))
-        signs = self.has_signs and other.has_signs and shared > 0
-        total = self.num_survivors + other.num_survivors
-        return Overlap(
-            jaccard=shared / union if union else 1.0,
-            chance_jaccard=chance_shared / (total - chance_shared) if union else 1.0,
-            sign_agreement=agree / shared if signs else None,
-            chance_sign_agreement=chance_agree / shared if signs else None,
-            num_shared=shared,
-        )
+        """Measure how alike the two are; see :func:`hf_connectome.overlap.overlap`."""
+        from hf_connectome.overlap import overlap
 
-    def _combine(self, other: Connectome, rule: Any) -> Connectome:
-        self._check_same_parameters(other)
-        entries = {}
-        for name, entry in self.items():
-            mask, sign = rule(entry.mask(), other.mask(name)), None
-            if self.has_signs and other.has_signs:
-                mine, theirs = entry.sign(), other.sign(name)
-                conflicts = int((mine * theirs == -1).sum())
-                if conflicts:
-                    raise ConfigError(
-                        f"{name!r}: {conflicts} shared weights have opposite signs; expected equal "
-                        "signs. Leave the shared weights out, (a - b) | (b - a), or keep one."
-                    )
-                sign = torch.where(mine != 0, mine, theirs)
-            entries[name] = SignedMask.pack(mask, sign, orientation=entry.orientation)
-        return Connectome(entries, config=self.config)
-
-    def _check_same_parameters(self, other: Connectome) -> None:
-        odd = self.keys() ^ other.keys()
-        if odd:
-            raise HostMismatchError(f"only one of the two connectomes has {some(sorted(odd))}.")
-        for name, entry in self.items():
-            if entry.shape != other[name].shape:
-                raise HostMismatchError(
-                    f"{name!r} is {entry.shape} in one connectome, {other[name].shape} in the "
-                    "other."
-                )
-            if entry.orientation != other[name].orientation:
-                raise HostMismatchError(
-                    f"{name!r} is stored {entry.orientation} in one connectome, "
-                    f"{other[name].orientation} in the other: one is the transpose of the other."
-                )
-
-    # The five entry points below only lead to the modules that do the work.
+        return overlap(self, other)
 
     @classmethod
     def from_pretrained(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Bound:
+class Bound:
     """One parameter in scope, where it lives (a tied one in several places), its working mask."""
 
     name: str
@@ -76,7 +76,7 @@ class MaskEnforcer:
         refuse_flat_shards(model)
         self.model = model
         self.connectome = connectome
-        self._bound: list[_Bound] = []
+        self._bound: list[Bound] = []
         self._optimizers: list[tuple[Optimizer, RemovableHandle]] = []
         self._gradient_hooks: list[RemovableHandle] = []
         self.observer: Callable[[str, Tensor, Tensor], None] | None = None
@@ -136,19 +136,19 @@ class MaskEnforcer:
     def project(self) -> None:
         """Set every dead weight to 0 now."""
         self._rebind_if_replaced()
-        _multiply(self._bound)
+        self._put_back(self._bound)
 
     @torch.no_grad()
     def num_leaks(self) -> int:
         """Count dead weights that are not exactly 0 (on this rank's shard); 0 by construction."""
         self._rebind_if_replaced()
-        return sum(int(_local((b.parameter != 0) & (b.mask == 0)).sum()) for b in self._bound)
+        return sum(int(local_part((b.parameter != 0) & (b.mask == 0)).sum()) for b in self._bound)
 
     def _bind(self) -> None:
         parameters = check_host(self.connectome, self.model)
         homes = _homes(self.model)
         self._bound = [
-            _Bound(name, homes[id(p)], p, _working_mask(self.connectome, name, p))
+            Bound(name, homes[id(p)], p, _working_mask(self.connectome, name, p))
             for name, p in parameters.items()
         ]
         assert len(self._bound) == len(self.connectome)
@@ -181,7 +181,7 @@ class MaskEnforcer:
             for b in self._bound
         )
 
-    def _held_in_scope(self, optimizer: Optimizer) -> list[_Bound]:
+    def _held_in_scope(self, optimizer: Optimizer) -> list[Bound]:
         """Return what an optimizer may change, and refuse one that may change nothing."""
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         found = [b for b in self._bound if id(b.parameter) in held]
@@ -204,7 +204,7 @@ class MaskEnforcer:
             parameter.requires_grad_(trains)
             self._gradient_hooks.append(hook)
 
-    def _gradient_hook(self, bound: _Bound) -> Callable[[Tensor], None]:
+    def _gradient_hook(self, bound: Bound) -> Callable[[Tensor], None]:
         def mask_gradient(parameter: Tensor) -> None:
             gradient = parameter.grad
             # A sparse gradient (nn.Embedding(sparse=True)) is left to the projection.
@@ -225,7 +225,11 @@ class MaskEnforcer:
         self._rebind_if_replaced()
         held = self._held_in_scope(optimizer)
         # With several optimizers each projects its own parameters.
-        _multiply(self._bound if len(self._optimizers) == 1 else held)
+        self._put_back(self._bound if len(self._optimizers) == 1 else held)
+
+    def _put_back(self, bound: Iterable[Bound]) -> None:
+        """Give the weights that must not move the value that they must have: 0."""
+        _multiply(bound)
 
 
 def num_ranks() -> int:
@@ -315,15 +319,15 @@ def _working_mask(connectome: Connectome, name: str, parameter: Tensor) -> Tenso
     return like(connectome.mask(name), parameter, dtype)
 
 
-def _multiply(bound: Iterable[_Bound]) -> None:
+def _multiply(bound: Iterable[Bound]) -> None:
     """Multiply weights by masks in as few kernel launches as the placement allows."""
-    pairs = [(_local(b.parameter), _local(b.mask)) for b in bound]
+    pairs = [(local_part(b.parameter), local_part(b.mask)) for b in bound]
     if pairs:
         parameters, masks = zip(*pairs, strict=True)
         torch._foreach_mul_(parameters, masks)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """Return this rank's part of an FSDP2 shard, or the tensor itself."""
     to_local = getattr(tensor, "to_local", None)
     local: Tensor = tensor if to_local is None else to_local()

@@ -250,7 +250,7 @@ def recorded(
             scale=_mean_magnitude(weight, mask) if pruning.carry_scales else None,
             orientation=entry.orientation,
         )
-    values = _small_values(model, connectome) if pruning.carry_values else None
+    values = small_values(model, connectome) if pruning.carry_values else None
     return Connectome(entries, values=values, config=config)
 
 
@@ -367,7 +367,7 @@ def _mean_magnitude(weight: Tensor, mask: Tensor) -> Tensor:
     return weight[mask].float().abs().mean().reshape(1)
 
 
-def _small_values(model: nn.Module, connectome: Connectome) -> dict[str, Tensor]:
+def small_values(model: nn.Module, connectome: Connectome) -> dict[str, Tensor]:
     """Return the floating parameters out of scope (norms, biases) as float32 copies."""
     return {
         name: full_tensor(p).cpu().float().clone()

@@ -23,11 +23,15 @@ from hf_connectome.cli.trial import Trial, try_out
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.hosts import wire
 from hf_connectome.modeling import ConnectomeModel
+from hf_connectome.operations import Lines, lesion, union
 from hf_connectome.selection import keep
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "CLI.md"
-COMMANDS = ["show", "verify", "diff", "convert", "wire", "load-test", "push", "pull", "search"]
+COMMANDS = [
+    *("show", "verify", "diff", "convert", "wire", "combine", "lesion", "load-test"),
+    *("push", "pull", "search"),
+]
 
 
 class Ran:
@@ -470,6 +474,8 @@ def test_diff_counts_births_and_deaths_in_each_layer(run, folder):
     assert document["overlap"]["num_shared"] == sum(shared.values())
     assert document["overlap"]["num_deaths"] == 7176 - sum(shared.values())
     assert document["overlap"]["jaccard"] == a.overlap(b).jaccard
+    assert document["overlap"]["z"] == a.overlap(b).shared.z
+    assert document["overlap"]["p_value"] == a.overlap(b).shared.p_value
     layers = {row["name"]: row for row in document["layers"]}
     assert list(layers) == [
         "transformer.h.0",
@@ -609,6 +615,73 @@ SOUND = Trial("GPT2LMHeadModel", 100, 40, 4.5, 60, 0, 40, 0.1, 0.1, None)
 def test_each_failure_of_a_trial_has_its_reason(change, reason):
     assert SOUND.reasons == []
     assert replace(SOUND, **change).reasons == [reason]
+
+
+# ---- combine, lesion -----------------------------------------------------------------------------
+
+
+def test_combine_writes_what_the_library_makes(run, folder):
+    a, b = storage.read(folder), stored("d", seed=1)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "provenance.json").write_text("{}")
+    document = run("combine", "union", folder, "d", "made", "--conflicts", "drop", "--json").json
+    made = union(a, b, conflicts="drop")
+    assert storage.read("made") == made.connectome
+    assert document["digest"] == made.connectome.digest
+    assert document["num_conflicts"] == document["num_dropped"] == made.num_conflicts > 0
+    assert document["conflicts"] == made.conflicts
+    assert storage.read("made").lineage[-1]["of"] == [a.digest, b.digest]
+    assert Path("made", "tokenizer.json").is_file()
+    assert not Path("made", "provenance.json").exists()
+    assert run("combine", "difference", folder, "d", folder, "none").code == 0
+    assert storage.read("none").num_survivors == 0
+    assert run("combine", "vote", folder, "d", folder, "two", "--least", "2").code == 1
+    options = ("--least", "2", "--conflicts", "majority")
+    assert run("combine", "vote", folder, "d", folder, "two", *options).code == 0
+    assert storage.read("two") == a
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["unite", "c", "c", "x"], "unknown operation 'unite'"),
+        (["union", "c", "x"], "union of 1 connectomes; expected two or more"),
+        (["union", "c", "c", "x", "--least", "1"], "--least is 1 for the operation 'union'"),
+        (["vote", "c", "c", "x"], "--least is None for the operation 'vote'"),
+        (["union", "c", "c", "x", "--conflicts", "no"], "unknown rule for conflicts 'no'"),
+    ],
+)
+def test_combine_says_what_is_wrong(run, folder, arguments, said):
+    ran = run("combine", *arguments)
+    assert ran.code == 1
+    assert said in ran.err
+    assert not Path("x").exists()
+
+
+def test_lesion_removes_links_and_lines(run, folder):
+    a, b = storage.read(folder), stored("d", seed=1)
+    document = run("lesion", folder, "x", "--part", "d", "--json").json
+    assert storage.read("x") == lesion(a, b)
+    assert document["num_removed"] == a.overlap(b).num_shared
+    name = "transformer.h.0.mlp.c_proj.weight"
+    ran = run("lesion", folder, "y", "--rows", f"{name}=0,4-7", "--columns", f"{name}=3")
+    assert ran.code == 0
+    assert storage.read("y") == lesion(a, {name: Lines([0, 4, 5, 6, 7], [3])})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "there is nothing to remove"),
+        (["--rows", "w"], "'w' names no lines; expected NAME=LINES"),
+        (["--rows", "w=a"], "'w=a' names no lines"),
+        (["--columns", "transformer.wte.weight=32"], "32 columns, 0 to 31; there is no 32"),
+    ],
+)
+def test_lesion_says_what_is_wrong(run, folder, arguments, said):
+    ran = run("lesion", folder, "x", *arguments)
+    assert ran.code == 1
+    assert said in ran.err
 
 
 # ---- the Hub -------------------------------------------------------------------------------------

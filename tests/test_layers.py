@@ -22,6 +22,7 @@ ORDER = (
     "signed_mask",
     "connectome",
     "operations",
+    "overlap",
     "scope",
     "selection",
     "schedule",
@@ -53,8 +54,6 @@ ORDER = (
     "adapter",
     "modeling",
     "skill_finding",
-    "skill_tests",
-    "continual",
     "optimizers",
     "export",
     "plugins",
@@ -66,6 +65,7 @@ ORDER = (
     "data",
     "arms",
     "evaluation",
+    "skill_tests",
     "analysis",
     "provenance",
     "cards",
@@ -73,6 +73,7 @@ ORDER = (
     "publisher",
     "callbacks",
     "rewiring_callbacks",
+    "continual",
     "checkpoints",
     "arguments",
     "sharing",
@@ -86,7 +87,10 @@ ORDER = (
 )
 
 # Methods that only lead to the module below that does the work.
-FACADE = {("connectome", below) for below in ("hosts", "hub", "publishing", "storage")}
+FACADE = {
+    ("connectome", below)
+    for below in ("hosts", "hub", "operations", "overlap", "publishing", "storage")
+}
 
 
 def module_of(file: Path) -> str:

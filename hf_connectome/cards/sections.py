@@ -64,11 +64,14 @@ def opening(connectome: Connectome) -> str:
     """Say in two sentences what it is and how it came about."""
     signs = ", and their sign" if connectome.has_signs else " (no signs)"
     how = "How it came about is not recorded."
-    if num := len(connectome.lineage):
-        times = f"{num} generations" if num > 1 else "one generation"
-        loop = str(connectome.lineage[-1].get("outer_loop", "generational"))
+    made = [row for row in connectome.lineage if "operation" in row]
+    if rows := [row for row in connectome.lineage if row not in made]:
+        times = f"{len(rows)} generations" if len(rows) > 1 else "one generation"
+        loop = str(rows[-1].get("outer_loop", "generational"))
         found_by = _FOUND_BY.get(loop, f"another outer loop ({quoted(loop)})")
         how = f"It was found by {times} of {found_by}."
+    if made:
+        how = f"Its lineage ends with the operation {quoted(made[-1]['operation'])}."
     return (
         f"The wiring of {_whose(connectome)}, without its weights: which "
         f"{connectome.num_survivors:,} of {connectome.num_weights:,} weights exist "

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from hf_connectome import __version__
+from hf_connectome.cli.combining import combine, lesion
 from hf_connectome.cli.converting import convert, load_test
 from hf_connectome.cli.inspecting import diff, show, verify
 from hf_connectome.cli.output import Command, Result
@@ -100,6 +101,14 @@ _COMMANDS: dict[Callable[..., Result], list[str]] = {
     wire: [
         "wire my-wiring --wiring brf:r=0.3 --density 0.05",
         "wire my-wiring --wiring erk --model llama --model-overrides num_hidden_layers=2",
+    ],
+    combine: [
+        "combine union runs/a/generation-6 runs/b/generation-6 both --conflicts drop",
+        "combine vote a b c kept --least 2 --conflicts majority",
+    ],
+    lesion: [
+        "lesion runs/cpu/generation-6 without --part skill",
+        "lesion my-connectome without --rows transformer.h.0.mlp.c_proj.weight=0,4-7",
     ],
     load_test: ["load-test runs/cpu/generation-6"],
     push: ["push runs/cpu owner/name --license apache-2.0"],

@@ -80,7 +80,7 @@ def convert(
         local = source.folder(TOKENIZER_FILES)
     connectome, kind = open_any(local, scope=scope, exclude=exclude, allow_dense=allow_dense)
     write(connectome, to, codec=codec)
-    _copy_companions(local, to)
+    copy_companions(local, to)
     document = {
         "source": path,
         "kind": kind,
@@ -92,8 +92,8 @@ def convert(
     return Result(document, [_converted(document, connectome)], json)
 
 
-def _copy_companions(source: Path, to: Path) -> None:
-    """Let tokenizer and provenance come along; those of another connectome do not stay."""
+def copy_companions(source: Path, to: Path, *, provenance: bool = True) -> None:
+    """Let tokenizer and, if asked, provenance come along; those of another connectome go."""
     from hf_connectome.hub import TOKENIZER_FILES
     from hf_connectome.provenance import PROVENANCE_FILE
     from hf_connectome.storage import refused_writes_named
@@ -103,7 +103,8 @@ def _copy_companions(source: Path, to: Path) -> None:
     with refused_writes_named(to):
         for name in (*TOKENIZER_FILES, PROVENANCE_FILE):
             (to / name).unlink(missing_ok=True)
-            if source.is_dir() and (source / name).is_file():
+            wanted = provenance or name != PROVENANCE_FILE
+            if wanted and source.is_dir() and (source / name).is_file():
                 shutil.copyfile(source / name, to / name)
 
 

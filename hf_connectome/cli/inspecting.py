@@ -334,6 +334,9 @@ def _overlap(a: "Connectome", b: "Connectome") -> dict[str, Any]:
         "sign_agreement": overlap.sign_agreement,
         "chance_sign_agreement": overlap.chance_sign_agreement,
         "num_shared": overlap.num_shared,
+        "expected_shared": overlap.shared.expected,
+        "z": overlap.shared.z,
+        "p_value": overlap.shared.p_value,
         "num_deaths": a.num_survivors - overlap.num_shared,
         "num_births": b.num_survivors - overlap.num_shared,
     }
@@ -353,9 +356,12 @@ def _overlaps(
 def _overlap_facts(overlap: dict[str, Any]) -> Facts:
     agreement = overlap["sign_agreement"]
     signs = f"{share(agreement)} (chance {share(overlap['chance_sign_agreement'])})"
+    chance = f"chance {overlap['expected_shared']:,.0f}"
+    if overlap["z"] is not None:
+        chance += f", z {overlap['z']:+.1f}"
     return Facts(
         [
-            ("shared survivors", count(overlap["num_shared"])),
+            ("shared survivors", f"{count(overlap['num_shared'])} ({chance})"),
             ("only in a (deaths)", count(overlap["num_deaths"])),
             ("only in b (births)", count(overlap["num_births"])),
             (

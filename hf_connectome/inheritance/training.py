@@ -151,11 +151,10 @@ def train_arm(
     """
     mine = _own(arm, connectome, others)
     host, inherited = _start(arm, seed, mine, arguments, parent, corpus.train)
-    wiring = inherited.mask
-    density = 1.0 - _num_dead(wiring) / connectome.num_weights
+    density = 1.0 - _num_dead(inherited.mask) / connectome.num_weights
     progress = _progress(arm, seed, density, corpus, arguments, training)
     settings = _arm_arguments(training, seed, arguments.steps)
-    masks = _under_mask(wiring, arm, arguments.rewiring, settings)
+    masks = _under_mask(inherited.mask, arm, arguments.rewiring, settings)
     trainer = Trainer(
         host,
         settings,
