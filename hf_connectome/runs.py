@@ -99,14 +99,18 @@ def _recorded(file: Path) -> dict[str, Any]:
     return recorded
 
 
-def last_checkpoint(folder: Path) -> Path | None:
+def last_checkpoint(folder: Path, *, connectome: bool = True) -> Path | None:
     """Return the newest checkpoint that was written to its end.
 
     transformers writes a checkpoint file by file; what a kill leaves half-written must not be
     resumed from. It is left alone: the run will write it anew when it gets there.
+
+    Args:
+        folder: the run's output directory.
+        connectome: whether a checkpoint of this run has a ``connectome/`` in it.
     """
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
-        if is_complete(checkpoint):
+        if is_complete(checkpoint, connectome=connectome):
             return checkpoint
         logger.warning("%s was not written to its end; an earlier one is used.", checkpoint)
     return None
@@ -133,12 +137,13 @@ def resumable(folder: Path, wanted: str | PathLike[str] | bool | None) -> str | 
     return str(wanted)
 
 
-def is_complete(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path, *, connectome: bool = True) -> bool:
     """Whether a checkpoint has all that a bit-identical resume needs, none of it cut short."""
     weights = [*checkpoint.glob("model*.safetensors"), *checkpoint.glob("*model_fsdp*")]
     pickled = [checkpoint.glob(f"{kind}*") for kind in ("optimizer", "scheduler", "rng_state")]
     parts = [weights, *map(list, pickled)]
-    parts += [[checkpoint / CONNECTOME_FOLDER / f] for f in (WEIGHTS_FILE, CONFIG_FILE)]
+    if connectome:
+        parts += [[checkpoint / CONNECTOME_FOLDER / f] for f in (WEIGHTS_FILE, CONFIG_FILE)]
     if not all(parts) or not all(is_whole(file) for files in parts for file in files):
         return False
     try:  # transformers writes this file last

@@ -71,6 +71,13 @@ def test_hooks_and_ci_use_the_same_tools() -> None:
         assert ours[package] == version
 
 
+def test_the_worm_is_installed_as_its_error_says() -> None:
+    source = text_of("hf_connectome/graphs/celegans.py")
+    (version,) = re.findall(r"^CECT := (cect==\S+)$", text_of("Makefile"), flags=re.MULTILINE)
+    assert f"pip install --no-deps {version} " in source
+    assert f"`pip install --no-deps {version}`" in text_of("docs/paper_index.md")
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 

@@ -45,7 +45,12 @@ _Scope = Annotated[
 def wire(
     to: _Target,
     wiring: _Wiring = "random",
-    density: Annotated[float, typer.Option(help="Survivors over weights, in (0, 1].")] = 0.25,
+    density: Annotated[
+        float | None,
+        typer.Option(
+            help="Survivors over weights, in (0, 1]; by default 0.25, or that of a graph."
+        ),
+    ] = None,
     density_pattern: _Pattern = None,
     model: _Model = "gpt2",
     model_overrides: Annotated[
@@ -62,12 +67,13 @@ def wire(
     from hf_connectome.config import ConnectomeConfig
     from hf_connectome.fresh import ModelArguments, fresh_model
     from hf_connectome.storage import WEIGHTS_FILE, write
+    from hf_connectome.wirings import make_wiring
 
     check_codec(codec)
     config = ConnectomeConfig(
         target_modules=scope,
         wiring=wiring,
-        density=density,
+        density=make_wiring(wiring).default_density() if density is None else density,
         density_pattern=_pattern(density_pattern or ()),
         reset="sign_constant",
         seed=seed,

@@ -27,7 +27,7 @@ class Wiring(ABC):
     citation: ClassVar[str]
     """Key of the work: an arXiv id, a DOI or 'none'."""
     needs_data: ClassVar[bool] = False
-    """Whether it is refused unless it was made with data."""
+    """Whether it goes by data of its own, and fits only what the data fit."""
 
     @abstractmethod
     def build(
@@ -42,7 +42,21 @@ class Wiring(ABC):
 
         Returns:
             A connectome with exactly the survivors of :meth:`counts` in every parameter.
+
+        Raises:
+            ScopeError: a density or a shape that the wiring does not have.
         """
+
+    def shapes(self) -> Mapping[tuple[int, ...], int] | None:
+        """Return the only shapes that fit, each with its number of survivors; None: any shape.
+
+        A wiring that returns shapes has their densities and no other.
+        """
+        return None
+
+    def default_density(self) -> float:
+        """Return the density where none is asked for: the paper's, but for fixed shapes."""
+        return 0.25
 
     def counts(
         self, scope: Mapping[str, ScopedParameter], density: float | Mapping[str, float]
