@@ -2,17 +2,23 @@
 # requires-python = ">=3.10"
 # dependencies = ["hf_connectome[report]"]
 # ///
-"""Which criterion finds the connectome that a child learns best from?
+"""Which setting of the outer loop finds the connectome that a child learns best from?
 
-For every criterion and seed: evolve a connectome, then train one fresh child under it on text that
-evolution never saw. All criteria of a seed have the same fresh model, data order and budget.
+For every variant and seed: evolve a connectome, then train one fresh child under it on text that
+evolution never saw. All variants of a seed have the same fresh model, data order and budget, and
+all children the same first values but for the connectome. By default the variants are the criteria:
 
-    python recipes/studies/criteria.py --output_dir runs/criteria --shard 0/2 &
-    python recipes/studies/criteria.py --output_dir runs/criteria --shard 1/2
+    python recipes/studies/evolution.py --output_dir runs/criteria --shard 0/2 &
+    python recipes/studies/evolution.py --output_dir runs/criteria --shard 1/2
 
-The setting is recipes/configs/criteria_study.yaml; options override it. The same command again does
-only what is missing. What it writes into --output_dir: runs/*.json (one a criterion and seed), and
-from all of them, whenever one is done, results.json, table.md and criteria.png.
+Any other setting can be one, alone or with others:
+
+    python recipes/studies/evolution.py --output_dir runs/resets \
+      --variants reset=sign_constant reset=tensor_scale reset=init_std+carry_values=true
+
+All else is in recipes/configs/evolution_study.yaml; options override it. The same command again
+does only what is missing. What it writes into --output_dir: runs/*.json (one a variant and seed),
+and from all of them, whenever one is done, results.json, table.md and differences.png.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from transformers.utils import logging as transformers_logging
 
 from hf_connectome.analysis.drawing import BLUE, FAINT, GREY, written_figure
@@ -36,7 +43,9 @@ from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.paired import PairedDifference, paired_difference
 from hf_connectome.fresh import ModelArguments, fresh_model
 from hf_connectome.inheritance import InheritanceArguments, train_arm
+from hf_connectome.inheritance.results import run_name
 from hf_connectome.parsing import explicit_settings, friendly_errors, parse
+from hf_connectome.reset import resets
 from hf_connectome.runs import claim, deciding
 from hf_connectome.storage import refused_writes_named, write_atomically
 from hf_connectome.trainer import GenerationalTrainer
@@ -47,7 +56,11 @@ if TYPE_CHECKING:
     from hf_connectome.data import Corpus
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-REFERENCE = "magnitude"
+VARIED = (
+    *("criterion", "selection", "pruning_schedule", "budget", "min_survivors", "structure"),
+    *("reset", "magnitude", "carry_values", "rewiring"),
+)
+"""Settings of which variants are made; each leaves the number of survivors and steps alone."""
 SELECTION = {"wanda": "per-row"}
 """What a paper asks for; the others rank per tensor."""
 
@@ -56,11 +69,18 @@ SELECTION = {"wanda": "per-row"}
 class StudyArguments:
     """What is compared."""
 
-    criteria: list[str] = field(
+    variants: list[str] = field(
         default_factory=lambda: list(criteria),
-        metadata={"help": f"Criteria to compare with {REFERENCE}, of {', '.join(criteria)}."},
+        metadata={
+            "help": "Criteria, or settings as reset=tensor_scale+budget=erk; the others are "
+            "compared with the first one."
+        },
     )
-    seeds: int = field(default=4, metadata={"help": "Connectomes and children per criterion."})
+    seeds: int = field(default=4, metadata={"help": "Connectomes and children per variant."})
+    child_reset: str = field(
+        default="sign_constant",
+        metadata={"help": "First values of every child, whatever its connectome records."},
+    )
     child_steps: int = field(default=150, metadata={"help": "Optimizer steps of a child."})
     child_part: str = field(
         default="0.8:1", metadata={"help": "Part of the training documents for the children."}
@@ -71,9 +91,12 @@ class StudyArguments:
     )
 
     def __post_init__(self) -> None:
-        """Refuse unknown criteria and shares that there are not."""
-        for name in self.criteria:
-            criteria.get(name)
+        """Refuse unknown settings and shares that there are not."""
+        for variant in self.variants:
+            settings_of_variant(variant)
+        if not self.variants:
+            raise ConfigError("variants is empty; expected criteria, or settings as reset=keep.")
+        resets.get(self.child_reset)
         if self.seeds < 1:
             raise ConfigError(f"seeds is {self.seeds}; expected at least 1.")
         parts = self.shard.split("/")
@@ -87,16 +110,37 @@ class StudyArguments:
     def runs(self) -> list[tuple[str, int]]:
         """Return this share of the runs; seeds are the outer loop, so that pairs come early."""
         share, num_shares = map(int, self.shard.split("/"))
-        pairs = [(name, seed) for seed in range(self.seeds) for name in self.criteria]
+        pairs = [(name, seed) for seed in range(self.seeds) for name in self.variants]
         return pairs[share::num_shares]
+
+
+def settings_of_variant(text: str) -> dict[str, Any]:
+    """Return the settings of ``criterion`` or of ``setting=value+...``.
+
+    Raises:
+        ConfigError: it is neither, or no setting that a variant can be made of.
+        UnknownNameError: no such criterion, selection or reset.
+    """
+    if "=" not in text:
+        criteria.get(text)
+        return {"criterion": text, "selection": SELECTION.get(text, "per-tensor")}
+    settings: dict[str, Any] = {}
+    for part in text.split("+"):
+        name, _, value = part.partition("=")
+        if name not in VARIED:
+            raise ConfigError(f"variant {text!r}: {name!r} cannot vary. Use {', '.join(VARIED)}.")
+        settings[name] = yaml.safe_load(value)
+    for name, known in (("criterion", criteria), ("reset", resets)):
+        if name in settings:
+            known.get(settings[name])
+    return settings
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one criterion and seed gave. Seconds are of this process on one thread."""
+    """What one variant and seed gave. Seconds are of this process on one thread."""
 
-    criterion: str
-    selection: str
+    variant: str
     seed: int
     num_survivors: int
     digest: str
@@ -122,20 +166,22 @@ class TimedTrainer(GenerationalTrainer):
 
 
 def do_run(
-    criterion: str,
+    variant: str,
     seed: int,
     *,
     model: ModelArguments,
     corpus: Corpus,
     child_corpus: Corpus,
     training: GenerationalArguments,
-    child_steps: int,
+    child: InheritanceArguments,
 ) -> Run:
     """Evolve one connectome and train its child."""
     began = time.process_time()
     settings = copy.deepcopy(training)  # its __post_init__ is not meant to run twice
-    settings.criterion, settings.seed, settings.data_seed = criterion, seed, seed
-    settings.selection = SELECTION.get(criterion, training.selection)
+    settings.seed = settings.data_seed = seed
+    for name, value in settings_of_variant(variant).items():
+        setattr(settings, name, value)
+    settings.pruning.check_settings()
     assert corpus.tokenizer is not None
     block_size = len(corpus.train[0]["input_ids"])
     with tempfile.TemporaryDirectory() as folder:
@@ -149,22 +195,21 @@ def do_run(
         )
         trainer.train()
         evolved = time.process_time() - began
-    child = train_arm(
+    grown = train_arm(
         "connectome",
         seed,
         connectome=trainer.connectome,
         corpus=child_corpus,
-        arguments=InheritanceArguments(connectome="", steps=child_steps),
+        arguments=child,
         training=settings,
     )
     return Run(
-        criterion=criterion,
-        selection=settings.selection,
+        variant=variant,
         seed=seed,
         num_survivors=trainer.connectome.num_survivors,
         digest=trainer.connectome.digest,
-        loss=child.losses[-1],
-        start_loss=child.losses[0],
+        loss=grown.losses[-1],
+        start_loss=grown.losses[0],
         step_seconds=(evolved - trainer.boundary_seconds) / settings.max_steps,
         boundary_seconds=trainer.boundary_seconds / settings.generations,
         seconds=time.process_time() - began,
@@ -182,10 +227,9 @@ def stored(folder: Path) -> list[Run]:
 
 @dataclass(frozen=True)
 class Row:
-    """One criterion over its seeds."""
+    """One variant over its seeds."""
 
-    criterion: str
-    selection: str
+    variant: str
     losses: dict[int, float]
     """Seed -> held-out loss of the child."""
     difference: PairedDifference | None
@@ -194,33 +238,31 @@ class Row:
     """Cost of the end of a generation, in training steps."""
 
 
-def summarise(runs: Iterable[Run]) -> list[Row]:
-    """Compare each criterion with the reference, best first."""
-    by_criterion: dict[str, list[Run]] = {}
+def summarise(runs: Iterable[Run], reference: str) -> list[Row]:
+    """Compare each variant with the reference, best first."""
+    by_variant: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
-        by_criterion.setdefault(run.criterion, []).append(run)
-    reference = {run.seed: run.loss for run in by_criterion.get(REFERENCE, [])}
+        by_variant.setdefault(run.variant, []).append(run)
+    theirs = {run.seed: run.loss for run in by_variant.get(reference, [])}
     rows = []
-    for criterion, found in by_criterion.items():
+    for variant, found in by_variant.items():
         losses = {run.seed: run.loss for run in found}
-        pairs = [seed for seed in losses if seed in reference and criterion != REFERENCE]
+        pairs = [seed for seed in losses if seed in theirs and variant != reference]
         difference = None
         if pairs:
-            difference = paired_difference(
-                [losses[s] for s in pairs], [reference[s] for s in pairs]
-            )
+            difference = paired_difference([losses[s] for s in pairs], [theirs[s] for s in pairs])
         costs = [run.boundary_seconds / run.step_seconds for run in found]
         cost = sum(costs) / len(costs)
-        rows.append(Row(criterion, found[0].selection, losses, difference, cost))
+        rows.append(Row(variant, losses, difference, cost))
     return sorted(rows, key=lambda row: sum(row.losses.values()) / len(row.losses))
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """Return one line a criterion."""
+def markdown_table(rows: Sequence[Row], reference: str) -> str:
+    """Return one line a variant."""
     lines = [
-        f"| criterion | selection | child's held-out loss | minus {REFERENCE} (95 % interval) | "
+        f"| variant | child's held-out loss | minus {reference} (95 % interval) | "
         "p | seeds | end of a generation, in training steps |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
         mean, found = sum(row.losses.values()) / len(row.losses), row.difference
@@ -231,101 +273,104 @@ def markdown_table(rows: Sequence[Row]) -> str:
             if found.low is not None:
                 interval += f" ({found.low:+.3f} to {found.high:+.3f})"
         lines.append(
-            f"| {row.criterion} | {row.selection} | {mean:.3f} | {interval} | {p_value} | "
+            f"| {row.variant} | {mean:.3f} | {interval} | {p_value} | "
             f"{len(row.losses)} | {row.boundary_steps:.1f} |"
         )
     return "\n".join(lines)
 
 
-def draw(rows: Sequence[Row], file: Path) -> None:
-    """Draw each criterion's difference to the reference: seeds, mean and interval."""
+def draw(rows: Sequence[Row], reference: str, file: Path) -> None:
+    """Draw each variant's difference to the reference: seeds, mean and interval."""
     compared = [row for row in rows if row.difference is not None][::-1]
-    reference = next((row.losses for row in rows if row.criterion == REFERENCE), {})
+    theirs = next((row.losses for row in rows if row.variant == reference), {})
     with written_figure(file, (9.0, 1.5 + 0.45 * len(compared))) as figure:
         axes = figure.subplots()
         axes.axvline(0.0, color=GREY, linewidth=1)
         for place, row in enumerate(compared):
             found = row.difference
             assert found is not None
-            seeds = [loss - reference[s] for s, loss in row.losses.items() if s in reference]
+            seeds = [loss - theirs[s] for s, loss in row.losses.items() if s in theirs]
             axes.plot(seeds, [place] * len(seeds), "o", color=FAINT, label="one seed")
             if found.low is not None and found.high is not None:
                 axes.plot([found.low, found.high], [place, place], color=BLUE, linewidth=2)
             axes.plot(found.mean, place, "o", color=BLUE, label="mean, 95 % interval")
-        axes.set_yticks(range(len(compared)), [row.criterion for row in compared])
-        axes.set_xlabel(f"child's held-out loss minus {REFERENCE}'s (nats per token)")
+        axes.set_yticks(range(len(compared)), [row.variant for row in compared])
+        axes.set_xlabel(f"child's held-out loss minus that of {reference} (nats per token)")
         handles, labels = axes.get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
         axes.legend(unique.values(), unique.keys(), loc="best")
 
 
-def report(folder: Path) -> str:
-    """Write results.json, table.md and criteria.png from all runs so far; return the table."""
+def report(folder: Path, reference: str) -> str:
+    """Write results.json, table.md and differences.png from all runs so far; return the table."""
     runs = stored(folder)
-    rows = summarise(runs)
-    table = markdown_table(rows)
+    rows = summarise(runs, reference)
+    table = markdown_table(rows, reference)
     summary = [asdict(row) for row in rows]
     text = json.dumps({"summary": summary, "runs": [asdict(run) for run in runs]}, indent=1)
     for name, content in (("results.json", text), ("table.md", table)):
         with refused_writes_named(folder / name):
             write_atomically(folder / name, (content + "\n").encode())
     try:
-        draw(rows, folder / "criteria.png")
+        draw(rows, reference, folder / "differences.png")
     except (ConfigError, OSError) as error:
-        print(f"no criteria.png: {error}")
+        print(f"no differences.png: {error}")
     return table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Do this share of the runs that are missing."""
-    with friendly_errors("criteria.py"):
+    with friendly_errors("evolution.py"):
         study, model, data, training = parse(
             (StudyArguments, ModelArguments, DataArguments, GenerationalArguments),
             argv,
-            prog="criteria.py",
+            prog="evolution.py",
             description=__doc__ or "",
             config_dir=CONFIGS,
-            default_config="criteria_study",
+            default_config="evolution_study",
         )
         torch.set_num_threads(1)
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
-        folder = Path(training.output_dir or "runs/criteria")
+        folder = Path(training.output_dir or "runs/evolution")
         claim(folder, settings_of(study, model, data, training))
         corpus = load_corpus(data)
         child_corpus = load_corpus(replace(data, part=study.child_part), corpus.tokenizer)
         print(f"{corpus.describe()}\nchildren: {child_corpus.describe()}", flush=True)
-        runs = study.runs()
-        for number, (criterion, seed) in enumerate(runs, 1):
-            file = folder / "runs" / f"{criterion}-seed{seed}.json"
+        child = InheritanceArguments(
+            connectome="", steps=study.child_steps, child_reset=study.child_reset
+        )
+        runs, reference = study.runs(), study.variants[0]
+        for number, (variant, seed) in enumerate(runs, 1):
+            file = folder / "runs" / f"{run_name(variant, seed)}.json"
             if file.is_file():
                 continue
             run = do_run(
-                criterion,
+                variant,
                 seed,
                 model=model,
                 corpus=corpus,
                 child_corpus=child_corpus,
                 training=training,
-                child_steps=study.child_steps,
+                child=child,
             )
             with refused_writes_named(file):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(file, json.dumps(asdict(run), indent=1).encode())
             left = run.seconds * (len(runs) - number)
             print(
-                f"{number} of {len(runs)}  {criterion:<9} seed {seed}  loss {run.loss:.3f}  "
+                f"{number} of {len(runs)}  {variant:<9} seed {seed}  loss {run.loss:.3f}  "
                 f"{run.seconds:.0f} s, about {left:.0f} s left",
                 flush=True,
             )
-            report(folder)
-        print(report(folder))
+            report(folder, reference)
+        print(report(folder, reference))
 
 
 def settings_of(study: StudyArguments, *others: Any) -> Mapping[str, object]:
-    """Return what decides a run's result; more criteria or seeds may be added to a study."""
+    """Return what decides a run's result; more variants or seeds may be added to a study."""
     settings = deciding(explicit_settings((study, *others)))
-    return {k: v for k, v in settings.items() if k not in ("criteria", "seeds", "shard")}
+    return {k: v for k, v in settings.items() if k not in ("variants", "seeds", "shard")}
 
 
 if __name__ == "__main__":
