@@ -12,6 +12,9 @@ from test_recipes import RECIPES
 from hf_connectome.errors import ConfigError, UnknownNameError
 
 
+VARIANT = "criterion=wanda+selection=per-row+reset=tensor_scale"
+
+
 @pytest.fixture(scope="module")
 def study():
     file = RECIPES / "studies" / "evolution.py"
@@ -91,18 +94,15 @@ def test_study_does_only_what_is_missing(study, tmp_path, capsys):
             *options,
             "--variants",
             "magnitude",
-            "criterion=wanda+selection=per-row+reset=tensor_scale",
+            VARIANT,
         ]
     )
     said = capsys.readouterr().out
     assert "2 of 2  criterion=wanda" in said
     assert "1 of 2" not in said
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    first, second = results["runs"]
-    assert (first["variant"], second["variant"]) == (
-        "magnitude",
-        "criterion=wanda+selection=per-row+reset=tensor_scale",
-    )
+    by_variant = {run["variant"]: run for run in results["runs"]}
+    first, second = by_variant["magnitude"], by_variant[VARIANT]
     assert first["num_survivors"] == second["num_survivors"]
     assert first["digest"] != second["digest"]
     assert (tmp_path / "out" / "table.md").read_text() in said
