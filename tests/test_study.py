@@ -11,7 +11,6 @@ from test_recipes import RECIPES
 
 from hf_connectome.errors import ConfigError, UnknownNameError
 
-
 VARIANT = "criterion=wanda+selection=per-row+reset=tensor_scale"
 
 
