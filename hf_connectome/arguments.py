@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from hf_connectome.criteria import criteria
 from hf_connectome.errors import ConfigError, UnsupportedError, did_you_mean
 from hf_connectome.evolution import SELECTIONS, Pruning
+from hf_connectome.optimizers import OPTIMIZER_STATES, optimizer_of
 from hf_connectome.reset import resets
 from hf_connectome.schedule import Schedule, make_schedule, schedules
 from hf_connectome.structures import FORMS
@@ -121,6 +122,14 @@ class GenerationalArguments(TrainingArguments):
     carry_values: bool = field(
         default=False, metadata={"help": "Store norms and biases whole in each connectome."}
     )
+    optimizer_state: str = field(
+        default="dense",
+        metadata={"help": "; ".join(f"{k}: {v}" for k, v in OPTIMIZER_STATES.items()) + "."},
+    )
+    survivor_all_reduce: bool = field(
+        default=False,
+        metadata={"help": "Under DDP, let ranks exchange the gradients of survivors alone."},
+    )
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work before anything is loaded."""
@@ -156,6 +165,12 @@ class GenerationalArguments(TrainingArguments):
             raise UnsupportedError(
                 "fsdp_config asks for FSDP version 1, which flattens the weights so that masks "
                 "cannot be enforced. Use version 2."
+            )
+        optimizer_of(self, self.optimizer_state)
+        if self.fsdp and self.survivor_all_reduce:
+            raise UnsupportedError(
+                "survivor_all_reduce replaces DDP's exchange of gradients; FSDP has one of its "
+                "own. Leave one of the two out."
             )
 
     @property

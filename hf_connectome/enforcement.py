@@ -102,6 +102,8 @@ class MaskEnforcer:
         for optimizer in inner:
             self._held_in_scope(optimizer)
         for optimizer in inner:
+            if (follow := getattr(optimizer, "follow", None)) is not None:
+                follow(self)  # its state depends on the masks
             hook = optimizer.register_step_post_hook(self._after_step)
             self._optimizers.append((optimizer, hook))
         self._hook_gradients()
@@ -205,6 +207,8 @@ class MaskEnforcer:
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._rebind_if_replaced()
         held = self._held_in_scope(optimizer)
+        if getattr(optimizer, "moves_only_survivors", False):
+            return
         # With several optimizers each projects its own parameters.
         _multiply(self._bound if len(self._optimizers) == 1 else held)
 

@@ -24,6 +24,7 @@ from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.arms import ArmResult
 from hf_connectome.fresh import check_context
 from hf_connectome.hosts import fresh_reset
+from hf_connectome.optimizers import OPTIMIZER_STATES, check_optimizer_state, optimizer_of
 from hf_connectome.reset import resets
 from hf_connectome.storage import (
     CONNECTOME_FOLDER,
@@ -97,6 +98,10 @@ class InheritanceArguments:
             "trained again, equally."
         },
     )
+    optimizer_state: str = field(
+        default="dense",
+        metadata={"help": "; ".join(f"{k}: {v}" for k, v in OPTIMIZER_STATES.items()) + "."},
+    )
 
     def __post_init__(self) -> None:
         """Refuse unknown arms and resets, and empty runs."""
@@ -120,6 +125,7 @@ class InheritanceArguments:
         if self.child_reset is not None:
             resets.get(self.child_reset)
         _refuse_rewind("child_reset", self.child_reset)
+        check_optimizer_state(self.optimizer_state)
 
 
 def _refuse_rewind(name: str, reset: str | None) -> None:
@@ -247,6 +253,7 @@ def train_arm(
     density = 1.0 - num_dead / connectome.num_weights
     progress = _progress(arm, seed, density, corpus, arguments, training)
     masks = [] if wiring is None else [MaskCallback(wiring)]
+    optimizer = optimizer_of(training, arguments.optimizer_state if masks else "dense")
     trainer = Trainer(
         host,
         _arm_arguments(training, seed, arguments.steps),
@@ -254,6 +261,7 @@ def train_arm(
         eval_dataset=corpus.evaluation,
         data_collator=collate,
         callbacks=[progress, *masks],
+        optimizer_cls_and_kwargs=optimizer,
     )
     for shown in (ProgressCallback, PrinterCallback):
         trainer.pop_callback(shown)

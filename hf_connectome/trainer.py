@@ -25,6 +25,7 @@ from hf_connectome.enforcement import MaskEnforcer, refuse_flat_shards
 from hf_connectome.errors import ConfigError, FormatError, RunError
 from hf_connectome.evolution import dense_connectome, next_generation, reset_host
 from hf_connectome.hosts import describe, full_tensor
+from hf_connectome.optimizers import SurvivorAllReduce, optimizer_of
 from hf_connectome.runs import STATE_FILE, resumable, step_of
 from hf_connectome.scope import parameters_of, resolve
 from hf_connectome.sharing import SharingTrainer
@@ -103,6 +104,7 @@ class GenerationalTrainer(SharingTrainer):
         self.connectome: Connectome = dense_connectome(model, self._scope, config)
         self._enforcer: MaskEnforcer | None = None
         self.facts = facts or {}
+        options = {"optimizer_cls_and_kwargs": optimizer_of(args, args.optimizer_state)} | options
         super().__init__(model, args, **options)
         self._calibrator = Calibrator(self._pruning.needs, self, self.connectome)
         self._install_callbacks()
@@ -174,6 +176,8 @@ class GenerationalTrainer(SharingTrainer):
             self._enforcer.detach()
         assert self.optimizer is not None
         self._enforcer = MaskEnforcer(self.model_wrapped, self.connectome).attach(self.optimizer)
+        if self.args.survivor_all_reduce and self.args.world_size > 1:
+            SurvivorAllReduce(self._enforcer).register(self.model_wrapped)
         self._calibrator.begin(self.model_wrapped, self.optimizer)
         self.start_clock()
         if self.generation == 0 and self.state.global_step == 0:
