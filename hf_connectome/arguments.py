@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from hf_connectome.criteria import criteria
 from hf_connectome.errors import ConfigError, UnsupportedError, did_you_mean
 from hf_connectome.evolution import SELECTIONS, Pruning
-from hf_connectome.optimizers import OPTIMIZER_STATES, optimizer_of
+from hf_connectome.optimizers import STATE_HELP, check_optimizer_state, optimizer_of
 from hf_connectome.reset import resets
 from hf_connectome.schedule import Schedule, make_schedule, schedules
 from hf_connectome.structures import FORMS
@@ -122,10 +122,7 @@ class GenerationalArguments(TrainingArguments):
     carry_values: bool = field(
         default=False, metadata={"help": "Store norms and biases whole in each connectome."}
     )
-    optimizer_state: str = field(
-        default="dense",
-        metadata={"help": "; ".join(f"{k}: {v}" for k, v in OPTIMIZER_STATES.items()) + "."},
-    )
+    optimizer_state: str = field(default="dense", metadata={"help": STATE_HELP})
     survivor_all_reduce: bool = field(
         default=False,
         metadata={"help": "Under DDP, let ranks exchange the gradients of survivors alone."},
@@ -153,6 +150,7 @@ class GenerationalArguments(TrainingArguments):
             )
         resets.get(self.reset)
         self.pruning.check_settings()
+        check_optimizer_state(self.optimizer_state)
         if not 0 <= self.rewind_steps < self.steps_per_generation:
             raise ConfigError(
                 f"rewind_steps is {self.rewind_steps}; expected a step of generation 0, "

@@ -24,7 +24,7 @@ from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.arms import ArmResult
 from hf_connectome.fresh import check_context
 from hf_connectome.hosts import fresh_reset
-from hf_connectome.optimizers import OPTIMIZER_STATES, check_optimizer_state, optimizer_of
+from hf_connectome.optimizers import STATE_HELP, check_optimizer_state, optimizer_of
 from hf_connectome.reset import resets
 from hf_connectome.storage import (
     CONNECTOME_FOLDER,
@@ -90,17 +90,13 @@ class InheritanceArguments:
             "keep and rewind mean sign_constant."
         },
     )
-
+    optimizer_state: str = field(default="dense", metadata={"help": STATE_HELP})
     save_children: bool = field(
         default=False,
         metadata={
             "help": "Save trained children in children/, for evaluate.py; one that is missing is "
             "trained again, equally."
         },
-    )
-    optimizer_state: str = field(
-        default="dense",
-        metadata={"help": "; ".join(f"{k}: {v}" for k, v in OPTIMIZER_STATES.items()) + "."},
     )
 
     def __post_init__(self) -> None:
@@ -253,7 +249,6 @@ def train_arm(
     density = 1.0 - num_dead / connectome.num_weights
     progress = _progress(arm, seed, density, corpus, arguments, training)
     masks = [] if wiring is None else [MaskCallback(wiring)]
-    optimizer = optimizer_of(training, arguments.optimizer_state if masks else "dense")
     trainer = Trainer(
         host,
         _arm_arguments(training, seed, arguments.steps),
@@ -261,7 +256,7 @@ def train_arm(
         eval_dataset=corpus.evaluation,
         data_collator=collate,
         callbacks=[progress, *masks],
-        optimizer_cls_and_kwargs=optimizer,
+        optimizer_cls_and_kwargs=optimizer_of(training, arguments.optimizer_state, wiring),
     )
     for shown in (ProgressCallback, PrinterCallback):
         trainer.pop_callback(shown)
@@ -341,11 +336,8 @@ def stored_results(output: Path, first: Sequence[str] = ()) -> list[ArmResult]:
         output: folder of the comparison.
         first: arms that come first, in this order.
     """
-    results = []
-    for file in (output / RESULTS_FOLDER).glob("*-seed*.json"):
-        found = _stored(file)
-        if found is not None:
-            results.append(found)
+    found = map(_stored, (output / RESULTS_FOLDER).glob("*-seed*.json"))
+    results = [result for result in found if result is not None]
     place = {arm: number for number, arm in enumerate(first)}
     return sorted(results, key=lambda r: (place.get(r.arm, len(place)), r.arm, r.seed))
 

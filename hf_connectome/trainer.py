@@ -104,7 +104,8 @@ class GenerationalTrainer(SharingTrainer):
         self.connectome: Connectome = dense_connectome(model, self._scope, config)
         self._enforcer: MaskEnforcer | None = None
         self.facts = facts or {}
-        options = {"optimizer_cls_and_kwargs": optimizer_of(args, args.optimizer_state)} | options
+        optimizer = optimizer_of(args, args.optimizer_state, self.connectome)
+        options = {"optimizer_cls_and_kwargs": optimizer} | options
         super().__init__(model, args, **options)
         self._calibrator = Calibrator(self._pruning.needs, self, self.connectome)
         self._install_callbacks()

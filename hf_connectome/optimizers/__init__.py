@@ -1,7 +1,7 @@
 """Optimizers that keep state for survivors alone, and gradients that travel as survivors alone."""
 
 from hf_connectome.optimizers.adamw import (
-    OPTIMIZER_STATES,
+    STATE_HELP,
     SurvivorAdamW,
     check_optimizer_state,
     optimizer_of,
@@ -9,7 +9,7 @@ from hf_connectome.optimizers.adamw import (
 from hf_connectome.optimizers.communication import SurvivorAllReduce
 
 __all__ = [
-    "OPTIMIZER_STATES",
+    "STATE_HELP",
     "SurvivorAdamW",
     "SurvivorAllReduce",
     "check_optimizer_state",

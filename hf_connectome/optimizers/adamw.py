@@ -35,6 +35,8 @@ OPTIMIZER_STATES = {
     "dense": "two moments for every weight, dead or alive",
     "survivors": "two moments and one byte for every survivor; AdamW under DDP or on one device",
 }
+STATE_HELP = f"{'; '.join(': '.join(item) for item in OPTIMIZER_STATES.items())}."
+
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 _MASK = "mask"
 
@@ -196,13 +198,14 @@ def check_optimizer_state(state: str) -> None:
 
 
 def optimizer_of(
-    arguments: TrainingArguments, state: str
+    arguments: TrainingArguments, state: str, wiring: Connectome | None
 ) -> tuple[type[SurvivorAdamW], dict[str, Any]] | None:
     """Return what transformers' Trainer takes as ``optimizer_cls_and_kwargs``.
 
     Args:
         arguments: say which optimizer, and how it is set.
         state: of OPTIMIZER_STATES; for 'dense' the Trainer decides by itself, so None.
+        wiring: what the model trains under; None: all its weights, so there is nothing to pack.
 
     Raises:
         UnknownNameError: the state is none of these.
@@ -212,7 +215,7 @@ def optimizer_of(
     from transformers import Trainer
 
     check_optimizer_state(state)
-    if state == "dense":
+    if state == "dense" or wiring is None:
         return None
     name = str(getattr(arguments.optim, "value", arguments.optim))
     if name not in ("adamw_torch", "adamw_torch_fused"):

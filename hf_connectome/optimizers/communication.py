@@ -7,9 +7,7 @@ from torch.distributed import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_connectome.connectome import Connectome
 from hf_connectome.enforcement import MaskEnforcer
-
 from hf_connectome.errors import UnsupportedError
 from hf_connectome.optimizers.places import Places, packed_entries
 
@@ -28,7 +26,7 @@ class SurvivorAllReduce:
         self.enforcer = enforcer
         self.num_bytes = 0
         """Bytes that this rank has given to all-reduce so far."""
-        self._connectome: Connectome | None = None
+        self._connectome: object = None
         self._places: dict[Tensor, Places] = {}
 
     def register(self, model: nn.Module) -> None:
@@ -51,7 +49,7 @@ class SurvivorAllReduce:
         """Return the places of each parameter's survivors, None where all of it travels."""
         if self.enforcer.connectome is not self._connectome:
             self._connectome = self.enforcer.connectome
-            packed = packed_entries(self._connectome, self.enforcer.model)
+            packed = packed_entries(self.enforcer.connectome, self.enforcer.model)
             self._places = {p: Places(entry, p.device) for p, entry in packed}
         return [self._places.get(p) for p in parameters]
 
