@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from hf_connectome.criteria import criteria
 from hf_connectome.errors import ConfigError, UnsupportedError, did_you_mean
 from hf_connectome.evolution import SELECTIONS, Pruning
-from hf_connectome.optimizers import STATE_HELP, check_optimizer_state, optimizer_of
+from hf_connectome.optimizers import STATE_HELP, check_optimizer_state
 from hf_connectome.reset import resets
 from hf_connectome.schedule import Schedule, make_schedule, schedules
 from hf_connectome.structures import FORMS
@@ -150,7 +150,6 @@ class GenerationalArguments(TrainingArguments):
             )
         resets.get(self.reset)
         self.pruning.check_settings()
-        check_optimizer_state(self.optimizer_state)
         if not 0 <= self.rewind_steps < self.steps_per_generation:
             raise ConfigError(
                 f"rewind_steps is {self.rewind_steps}; expected a step of generation 0, "
@@ -164,7 +163,7 @@ class GenerationalArguments(TrainingArguments):
                 "fsdp_config asks for FSDP version 1, which flattens the weights so that masks "
                 "cannot be enforced. Use version 2."
             )
-        optimizer_of(self, self.optimizer_state)
+        check_optimizer_state(self.optimizer_state, self)
         if self.fsdp and self.survivor_all_reduce:
             raise UnsupportedError(
                 "survivor_all_reduce replaces DDP's exchange of gradients; FSDP has one of its "

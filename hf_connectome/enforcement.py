@@ -207,10 +207,10 @@ class MaskEnforcer:
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._rebind_if_replaced()
         held = self._held_in_scope(optimizer)
-        if getattr(optimizer, "moves_only_survivors", False):
-            return
         # With several optimizers each projects its own parameters.
-        _multiply(self._bound if len(self._optimizers) == 1 else held)
+        bound = self._bound if len(self._optimizers) == 1 else held
+        packed = getattr(optimizer, "packed", ())  # SurvivorAdamW writes to no dead weight of these
+        _multiply(b for b in bound if b.parameter not in packed)
 
 
 def refuse_flat_shards(model: nn.Module) -> None:

@@ -248,14 +248,13 @@ def train_arm(
     num_dead = 0 if wiring is None else wiring.num_weights - wiring.num_survivors
     density = 1.0 - num_dead / connectome.num_weights
     progress = _progress(arm, seed, density, corpus, arguments, training)
-    masks = [] if wiring is None else [MaskCallback(wiring)]
     trainer = Trainer(
         host,
         _arm_arguments(training, seed, arguments.steps),
         train_dataset=corpus.train,
         eval_dataset=corpus.evaluation,
         data_collator=collate,
-        callbacks=[progress, *masks],
+        callbacks=[progress] if wiring is None else [progress, MaskCallback(wiring)],
         optimizer_cls_and_kwargs=optimizer_of(training, arguments.optimizer_state, wiring),
     )
     for shown in (ProgressCallback, PrinterCallback):

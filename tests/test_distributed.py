@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 WORKERS = Path(__file__).parent / "distributed"
 sys.path.insert(0, str(WORKERS))
 import masks_worker  # noqa: E402
+import survivors_worker  # noqa: E402
 
 from hf_connectome import Connectome  # noqa: E402
 
@@ -201,3 +202,35 @@ def test_a_rank_that_went_astray_stops_all_ranks(
         assert "check that every rank has the same data and software" in message
     folders = {path.name for path in (generations / "astray").glob("generation-*")}
     assert folders == {"generation-0"}  # what they disagree on is not saved
+
+
+# ---- gradients of survivors alone ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exchanged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = results_of("survivors_worker.py", tmp_path_factory)
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+@pytest.mark.parametrize("name", survivors_worker.RUNS)
+def test_gradients_of_survivors_give_the_same_bits_as_whole_ones(
+    exchanged: dict[str, Any], name: str
+) -> None:
+    runs = exchanged[name]["whole"] + exchanged[name]["survivors"]
+    assert len({run["digest"] for run in runs}) == 1
+    assert [run["dead"] for run in runs] == [0] * 2 * NUM_PROCESSES
+
+
+@pytest.mark.parametrize("name", survivors_worker.RUNS)
+def test_only_survivors_travel(exchanged: dict[str, Any], name: str) -> None:
+    for run in exchanged[name]["survivors"]:
+        assert run["num_bytes"] == run["packed_bytes"]
+        density = survivors_worker.RUNS[name].density
+        assert run["num_bytes"] <= (density + 0.05) * run["whole_bytes"]
+
+
+def test_survivors_alone_evolve_the_same_connectome_and_weights(exchanged: dict[str, Any]) -> None:
+    assert exchanged["evolved_lean"] == exchanged["evolved_dense"]
+    assert exchanged["evolved_lean"][0]["generation"] == 2

@@ -46,7 +46,7 @@ class SurvivorAdamW(AdamW):
 
     It learns the masks from the enforcer that is attached to it and follows them: where the
     connectome changes, links that stay keep their moments and new ones start at 0. Parameters out
-    of scope, and those with more than 8/9 of their weights, have ordinary state.
+    of scope, and those without a dead weight, have ordinary state.
 
     Example:
         >>> import torch
@@ -61,8 +61,6 @@ class SurvivorAdamW(AdamW):
         torch.Size([8])
     """
 
-    moves_only_survivors = True
-    """Dead weights are never written to, so MaskEnforcer need not project after a step."""
     _enforcer: MaskEnforcer | None = None
     _connectome: Connectome | None = None
 
@@ -87,13 +85,15 @@ class SurvivorAdamW(AdamW):
         # A GradScaler then unscales the gradients itself, and skips a step that overflowed.
         self._step_supports_amp_scaling = False
         self._entries: dict[Tensor, SignedMask] = {}
-        self._places: dict[Tensor, Places] = {}
+        self.packed: dict[Tensor, Places] = {}
+        """The parameters whose state is packed. Their dead weights are never written to, so
+        MaskEnforcer does not project them after a step."""
 
     @property
     def num_state_bytes(self) -> int:
         """Bytes of the state: moments, step counts and places."""
         tensors = (v for s in self.state.values() for v in s.values() if torch.is_tensor(v))
-        places = sum(place.num_bytes for place in self._places.values())
+        places = sum(place.num_bytes for place in self.packed.values())
         return sum(tensor.nbytes for tensor in tensors) + places
 
     def follow(self, enforcer: MaskEnforcer) -> None:
@@ -127,11 +127,11 @@ class SurvivorAdamW(AdamW):
         for group in self.param_groups:
             trained = [p for p in group["params"] if p.grad is not None]
             states = {p: self._state_of(p, group) for p in trained}
-            whole = [p for p in trained if p not in self._places]
+            whole = [p for p in trained if p not in self.packed]
             _adamw(group, whole, [p.grad for p in whole], [states[p] for p in whole])
             for p in trained:
-                if p in self._places:
-                    _step_survivors(group, p, states[p], self._places[p])
+                if p in self.packed:
+                    _step_survivors(group, p, states[p], self.packed[p])
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class SurvivorAdamW(AdamW):
         state: dict[str, Any] = self.state[p]
         if not state:
             state["step"] = torch.zeros((), device=p.device if group["fused"] else "cpu")
-            count = None if p not in self._places else self._places[p].num_survivors
+            count = None if p not in self.packed else self.packed[p].num_survivors
             for name in _MOMENTS[: 3 if group["amsgrad"] else 2]:
                 state[name] = torch.zeros_like(p) if count is None else p.new_zeros(count)
             if count is not None:
@@ -182,41 +182,27 @@ class SurvivorAdamW(AdamW):
         for p, state in self.state.items():
             _carry(state, p, self._entries.get(p), entries.get(p))
         self._entries, self._connectome = entries, connectome
-        self._places = {p: Places(entry, p.device) for p, entry in entries.items()}
+        self.packed = {p: Places(entry, p.device) for p, entry in entries.items()}
 
 
-def check_optimizer_state(state: str) -> None:
-    """Refuse a word that is none of OPTIMIZER_STATES.
+def check_optimizer_state(state: str, arguments: TrainingArguments | None = None) -> None:
+    """Refuse a state that does not exist, or that a training cannot have.
+
+    Args:
+        state: of OPTIMIZER_STATES.
+        arguments: of the training, if they are known.
 
     Raises:
-        UnknownNameError: it is none.
+        UnknownNameError: there is no such state.
+        ConfigError: the arguments ask for another optimizer than torch's AdamW.
+        UnsupportedError: they ask for FSDP.
     """
     if state not in OPTIMIZER_STATES:
         raise UnknownNameError(
             f"unknown optimizer_state {state!r}. {did_you_mean(state, OPTIMIZER_STATES)}"
         )
-
-
-def optimizer_of(
-    arguments: TrainingArguments, state: str, wiring: Connectome | None
-) -> tuple[type[SurvivorAdamW], dict[str, Any]] | None:
-    """Return what transformers' Trainer takes as ``optimizer_cls_and_kwargs``.
-
-    Args:
-        arguments: say which optimizer, and how it is set.
-        state: of OPTIMIZER_STATES; for 'dense' the Trainer decides by itself, so None.
-        wiring: what the model trains under; None: all its weights, so there is nothing to pack.
-
-    Raises:
-        UnknownNameError: the state is none of these.
-        ConfigError: the arguments ask for another optimizer than torch's AdamW.
-        UnsupportedError: they ask for FSDP.
-    """
-    from transformers import Trainer
-
-    check_optimizer_state(state)
-    if state == "dense" or wiring is None:
-        return None
+    if state == "dense" or arguments is None:
+        return
     name = str(getattr(arguments.optim, "value", arguments.optim))
     if name not in ("adamw_torch", "adamw_torch_fused"):
         raise ConfigError(
@@ -229,6 +215,31 @@ def optimizer_of(
             "optimizer_state='survivors' keeps state for whole parameters, of which FSDP leaves "
             "each rank a shard. Use DDP, or leave optimizer_state out."
         )
+
+
+def optimizer_of(
+    arguments: TrainingArguments, state: str, wiring: Connectome | None
+) -> tuple[type[SurvivorAdamW], dict[str, Any]] | None:
+    """Return what transformers' Trainer takes as ``optimizer_cls_and_kwargs``.
+
+    Args:
+        arguments: say which optimizer, and how it is set.
+        state: of OPTIMIZER_STATES.
+        wiring: what the model trains under; None: all its weights, so there is nothing to pack.
+
+    Returns:
+        None where the Trainer's own optimizer is right.
+
+    Raises:
+        UnknownNameError: as in :func:`check_optimizer_state`.
+        ConfigError: likewise.
+        UnsupportedError: likewise.
+    """
+    from transformers import Trainer
+
+    if wiring is None or state == "dense":
+        return None
+    check_optimizer_state(state, arguments)
     _, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
     return SurvivorAdamW, options
 
@@ -304,4 +315,4 @@ def _carry(
 
 def _digest(entry: SignedMask) -> int:
     """Return a number that tells masks apart; torch's load_state_dict would take text to pieces."""
-    return int.from_bytes(hashlib.sha256(entry.mask_bits).digest()[:7], "big")
+    return int.from_bytes(hashlib.sha256(entry.mask_bits.tobytes()).digest()[:7], "big")

@@ -1,15 +1,22 @@
 """Ranks exchange the gradients of survivors alone: a communication hook of torch's DDP."""
 
-# Annotations are evaluated here: DDP looks at those of a hook.
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
-from torch import Tensor, distributed, nn
-from torch.distributed import GradBucket
-from torch.futures import Future
+from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_connectome.enforcement import MaskEnforcer
 from hf_connectome.errors import UnsupportedError
 from hf_connectome.optimizers.places import Places, packed_entries
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.futures import Future
+
+    from hf_connectome.connectome import Connectome
+    from hf_connectome.enforcement import MaskEnforcer
 
 
 class SurvivorAllReduce:
@@ -26,7 +33,7 @@ class SurvivorAllReduce:
         self.enforcer = enforcer
         self.num_bytes = 0
         """Bytes that this rank has given to all-reduce so far."""
-        self._connectome: object = None
+        self._connectome: Connectome | None = None
         self._places: dict[Tensor, Places] = {}
 
     def register(self, model: nn.Module) -> None:
@@ -42,26 +49,19 @@ class SurvivorAllReduce:
                 f"{type(model).__name__}. Wrap it in DistributedDataParallel, or leave "
                 "survivor_all_reduce out."
             )
-        self._group = model.process_group
-        model.register_comm_hook(self, SurvivorAllReduce.exchange)
+        group = model.process_group
+        # Not the method itself: DDP compares a hook's annotations, which here are text.
+        model.register_comm_hook(group, lambda group, bucket: self._exchange(group, bucket))
 
-    def places_of(self, parameters: list[Tensor]) -> list[Places | None]:
-        """Return the places of each parameter's survivors, None where all of it travels."""
-        if self.enforcer.connectome is not self._connectome:
-            self._connectome = self.enforcer.connectome
-            packed = packed_entries(self.enforcer.connectome, self.enforcer.model)
-            self._places = {p: Places(entry, p.device) for p, entry in packed}
-        return [self._places.get(p) for p in parameters]
-
-    def exchange(self, bucket: GradBucket) -> Future[Tensor]:
-        """Pack a bucket, average it over the ranks, and unpack it."""
-        gradients = bucket.gradients()
-        places = self.places_of(bucket.parameters())
+    def _exchange(self, group: Any, bucket: Any) -> Future[Tensor]:
+        """Pack a bucket of gradients, average it over the ranks, and unpack it in place."""
+        gradients: list[Tensor] = bucket.gradients()
+        places = self._places_of(bucket.parameters())
         parts = [
             gradient.reshape(-1) if place is None else place.pack(gradient)
             for gradient, place in zip(gradients, places, strict=True)
         ]
-        packed = torch.cat(parts).div_(self._group.size())
+        packed = torch.cat(parts).div_(group.size())
         self.num_bytes += packed.nbytes
 
         def unpack(done: Future[list[Tensor]]) -> Tensor:
@@ -71,7 +71,18 @@ class SurvivorAllReduce:
                     gradient.copy_(average.view(gradient.shape))
                 else:
                     place.unpack(average, into=gradient)
-            return bucket.buffer()
+            whole: Tensor = bucket.buffer()
+            return whole
 
-        work = distributed.all_reduce(packed, group=self._group, async_op=True)
-        return work.get_future().then(unpack)
+        work = distributed.all_reduce(packed, group=group, async_op=True)
+        averaged: Future[Tensor] = work.get_future().then(unpack)
+        return averaged
+
+    def _places_of(self, parameters: list[Tensor]) -> list[Places | None]:
+        """Return where the survivors of each parameter are, None where all of it travels."""
+        connectome = self.enforcer.connectome
+        if connectome is not self._connectome:
+            packed = packed_entries(connectome, self.enforcer.model)
+            self._places = {p: Places(entry, p.device) for p, entry in packed}
+            self._connectome = connectome
+        return [self._places.get(p) for p in parameters]

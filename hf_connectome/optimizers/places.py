@@ -111,7 +111,7 @@ def _chunk(flat: np.ndarray, part: slice, device: torch.device | str) -> Chunk:
 def packed_entries(
     connectome: Connectome, model: nn.Module
 ) -> Iterator[tuple[nn.Parameter, SignedMask]]:
-    """Give the parameters whose packed form is smaller, places included, with their masks.
+    """Give the parameters that have dead weights, with their masks.
 
     One that is not contiguous (channels last) has no flat view and is left out.
 
@@ -127,7 +127,5 @@ def packed_entries(
                 "(optimizer_state='dense', survivor_all_reduce=False)."
             )
         entry = connectome[name]
-        # Two float32 moments a weight are 8 bytes; of a survivor they are 8 and its place.
-        is_smaller = 9 * entry.num_survivors < 8 * entry.num_weights
-        if is_smaller and parameter.is_contiguous():
+        if entry.num_survivors < entry.num_weights and parameter.is_contiguous():
             yield parameter, entry

@@ -39,7 +39,11 @@ class LeadAstray(TrainerCallback):
 
 
 def trainer(
-    folder: Path, *callbacks: TrainerCallback, seed: int = 0, criterion: str = "magnitude"
+    folder: Path,
+    *callbacks: TrainerCallback,
+    seed: int = 0,
+    criterion: str = "magnitude",
+    **options: Any,
 ) -> GenerationalTrainer:
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(2, 97, (128, 6), generator=draw)
@@ -61,6 +65,7 @@ def trainer(
         ddp_backend="gloo",
         disable_tqdm=True,
         report_to="none",
+        **options,
     )
     return GenerationalTrainer(
         tiny_model("gpt2", seed),
