@@ -22,6 +22,8 @@ _HOME = {
     "MaskCallback": "callbacks",
     "MaskEnforcer": "enforcement",
     "SignedMask": "connectome",
+    "SurvivorAdamW": "optimizers",
+    "SurvivorAllReduce": "optimizers",
     "publish": "publishing",
     "random_twin": "controls",
 }
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from hf_connectome.enforcement import MaskEnforcer
     from hf_connectome.errors import ConnectomeError
     from hf_connectome.modeling import ConnectomeModel
+    from hf_connectome.optimizers import SurvivorAdamW, SurvivorAllReduce
     from hf_connectome.publishing import publish
     from hf_connectome.trainer import GenerationalTrainer
 
@@ -52,6 +55,8 @@ __all__ = [
     "MaskCallback",
     "MaskEnforcer",
     "SignedMask",
+    "SurvivorAdamW",
+    "SurvivorAllReduce",
     "__version__",
     "publish",
     "random_twin",

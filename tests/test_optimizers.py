@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import drawn, tiny_model
@@ -18,7 +19,9 @@ from torch.optim import AdamW
 from transformers import TrainingArguments
 
 from hf_connectome import Connectome, GenerationalArguments, MaskEnforcer, SignedMask
+from hf_connectome.data import Corpus
 from hf_connectome.errors import ConfigError, RunError, UnknownNameError, UnsupportedError
+from hf_connectome.inheritance import InheritanceArguments, train_arm
 from hf_connectome.optimizers import SurvivorAdamW, SurvivorAllReduce, optimizer_of
 from hf_connectome.optimizers.places import Places
 
@@ -410,3 +413,31 @@ def test_an_evolution_is_the_same_and_resumes_to_the_bit(tmp_path: Path) -> None
         resumed = evolve_worker.trainer(tmp_path / "lean", **options)
         resumed.train(resume_from_checkpoint=str(tmp_path / f"lean/checkpoint-{step}"))
         assert evolve_worker.outcome(resumed) == evolve_worker.outcome(whole)
+
+
+@pytest.mark.parametrize("arm", ["connectome", "dense"])
+def test_an_arm_of_the_inner_loop_is_the_same(tmp_path: Path, arm: str) -> None:
+    rows = [{"input_ids": block["input_ids"].tolist()} for block in evolve_worker.blocks(24, 8)]
+    data = Dataset.from_list(rows)
+    corpus = Corpus(data, data.select(range(4)), None, None, 32)
+    connectome = drawn(tiny_model("gpt2"), reset="sign_constant")
+    losses = []
+    for state in ("dense", "survivors"):
+        result = train_arm(
+            arm,
+            0,
+            connectome=connectome,
+            corpus=corpus,
+            arguments=InheritanceArguments("", steps=4, optimizer_state=state),
+            training=TrainingArguments(
+                str(tmp_path), use_cpu=True, optim="adamw_torch", report_to="none"
+            ),
+        )
+        losses.append(result.losses)
+    assert losses[0] == losses[1]
+    assert losses[0][0] != losses[0][-1]
+
+
+def test_the_inner_loop_refuses_an_unknown_state() -> None:
+    with pytest.raises(UnknownNameError, match="unknown optimizer_state 'sparse'"):
+        InheritanceArguments("", optimizer_state="sparse")
