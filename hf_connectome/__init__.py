@@ -23,6 +23,8 @@ _HOME = {
     "MaskEnforcer": "enforcement",
     "RewiringCallback": "rewiring_callbacks",
     "SignedMask": "connectome",
+    "SurvivorAdamW": "optimizers",
+    "SurvivorAllReduce": "optimizers",
     "publish": "publishing",
     "random_twin": "controls",
 }
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from hf_connectome.enforcement import MaskEnforcer
     from hf_connectome.errors import ConnectomeError
     from hf_connectome.modeling import ConnectomeModel
+    from hf_connectome.optimizers import SurvivorAdamW, SurvivorAllReduce
     from hf_connectome.publishing import publish
     from hf_connectome.rewiring_callbacks import RewiringCallback
     from hf_connectome.trainer import GenerationalTrainer
@@ -55,6 +58,8 @@ __all__ = [
     "MaskEnforcer",
     "RewiringCallback",
     "SignedMask",
+    "SurvivorAdamW",
+    "SurvivorAllReduce",
     "__version__",
     "publish",
     "random_twin",

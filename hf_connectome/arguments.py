@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from hf_connectome.criteria import criteria
 from hf_connectome.errors import ConfigError, UnsupportedError, did_you_mean
 from hf_connectome.evolution import SELECTIONS, Pruning
+from hf_connectome.optimizers import STATE_HELP, check_optimizer_state
 from hf_connectome.reset import resets
 from hf_connectome.rewiring import get_rewiring, rewirings
 from hf_connectome.schedule import Schedule, make_schedule, schedules
@@ -134,6 +135,11 @@ class GenerationalArguments(TrainingArguments):
     carry_values: bool = field(
         default=False, metadata={"help": "Store norms and biases whole in each connectome."}
     )
+    optimizer_state: str = field(default="dense", metadata={"help": STATE_HELP})
+    survivor_all_reduce: bool = field(
+        default=False,
+        metadata={"help": "Under DDP, let ranks exchange the gradients of survivors alone."},
+    )
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work before anything is loaded."""
@@ -170,6 +176,12 @@ class GenerationalArguments(TrainingArguments):
             raise UnsupportedError(
                 "fsdp_config asks for FSDP version 1, which flattens the weights so that masks "
                 "cannot be enforced. Use version 2."
+            )
+        check_optimizer_state(self.optimizer_state, self)
+        if self.fsdp and self.survivor_all_reduce:
+            raise UnsupportedError(
+                "survivor_all_reduce replaces DDP's exchange of gradients; FSDP has one of its "
+                "own. Leave one of the two out."
             )
 
     @property

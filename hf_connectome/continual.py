@@ -30,6 +30,7 @@ from hf_connectome.signed_mask import SignedMask
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
     from hf_connectome.enforcement import Bound
@@ -91,7 +92,8 @@ class LinkHolder(MaskEnforcer):
             held = like(~self.connectome.mask(name), parameter, torch.bool)
             self._held[name] = local_part(held), local_part(like(self._values[name], parameter))
 
-    def _put_back(self, bound: Iterable[Bound]) -> None:
+    def _put_back(self, bound: Iterable[Bound], optimizer: Optimizer | None = None) -> None:
+        del optimizer
         for one in bound:
             held, value = self._held[one.name]
             parameter = local_part(one.parameter)

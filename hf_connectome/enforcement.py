@@ -110,6 +110,8 @@ class MaskEnforcer:
         for optimizer in inner:
             self._held_in_scope(optimizer)
         for optimizer in inner:
+            if (follow := getattr(optimizer, "follow", None)) is not None:
+                follow(self)  # its state depends on the masks
             hook = optimizer.register_step_post_hook(self._after_step)
             self._optimizers.append((optimizer, hook))
         self._hook_gradients()
@@ -225,11 +227,12 @@ class MaskEnforcer:
         self._rebind_if_replaced()
         held = self._held_in_scope(optimizer)
         # With several optimizers each projects its own parameters.
-        self._put_back(self._bound if len(self._optimizers) == 1 else held)
+        self._put_back(self._bound if len(self._optimizers) == 1 else held, optimizer)
 
-    def _put_back(self, bound: Iterable[Bound]) -> None:
+    def _put_back(self, bound: Iterable[Bound], optimizer: Optimizer | None = None) -> None:
         """Give the weights that must not move the value that they must have: 0."""
-        _multiply(bound)
+        packed = getattr(optimizer, "packed", ())  # SurvivorAdamW writes to no dead weight of these
+        _multiply(b for b in bound if b.parameter not in packed)
 
 
 def num_ranks() -> int:

@@ -18,13 +18,14 @@ from transformers.trainer_utils import TrainOutput
 
 from hf_connectome.calibration import Calibrator
 from hf_connectome.callbacks import GenerationBoundaries, MetricsFile, StepProgress
-from hf_connectome.checkpoints import load_converted, needs_conversion
+from hf_connectome.checkpoints import check_same_run, load_converted, needs_conversion
 from hf_connectome.config import ConnectomeConfig
 from hf_connectome.early import early_weights, keep_early
 from hf_connectome.enforcement import MaskEnforcer, compare_ranks, refuse_flat_shards
-from hf_connectome.errors import ConfigError, FormatError, RunError
+from hf_connectome.errors import ConfigError, FormatError
 from hf_connectome.evolution import dense_connectome, next_generation, reset_host
 from hf_connectome.hosts import describe, full_tensor
+from hf_connectome.optimizers import SurvivorAllReduce, optimizer_of
 from hf_connectome.rewiring import get_rewiring
 from hf_connectome.rewiring_callbacks import GenerationRewiring
 from hf_connectome.runs import STATE_FILE, resumable, step_of
@@ -105,6 +106,8 @@ class GenerationalTrainer(SharingTrainer):
         self.connectome: Connectome = dense_connectome(model, self._scope, config)
         self._enforcer: MaskEnforcer | None = None
         self.facts = facts or {}
+        optimizer = optimizer_of(args, args.optimizer_state, self.connectome)
+        options = {"optimizer_cls_and_kwargs": optimizer} | options
         super().__init__(model, args, **options)
         self._calibrator = Calibrator(self._pruning.needs, self, self.connectome)
         self._install_callbacks()
@@ -205,6 +208,8 @@ class GenerationalTrainer(SharingTrainer):
         """Put the connectome on the prepared model, and hold it there."""
         assert self.optimizer is not None
         self._enforcer = MaskEnforcer(self.model_wrapped, self.connectome).attach(self.optimizer)
+        if self.args.survivor_all_reduce and self.args.world_size > 1:
+            SurvivorAllReduce(self._enforcer).register(self.model_wrapped)
         self._calibrator.begin(self.model_wrapped, self.optimizer)
 
     def advance_to(self, step: int) -> None:
@@ -309,30 +314,15 @@ class GenerationalTrainer(SharingTrainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         saved = read(checkpoint / CONNECTOME_FOLDER, host=self.model)
-        self._check_same_run(saved, checkpoint)
+        check_same_run(
+            checkpoint,
+            saved,
+            self.connectome,
+            self.loop_settings(),
+            steps_per_generation=self.args.steps_per_generation,
+        )
         self.connectome = saved
         self._calibrator.load(checkpoint)
-
-    def _check_same_run(self, saved: Connectome, checkpoint: Path) -> None:
-        assert saved.config is not None
-        recorded = vars(saved.config) | (dict(saved.lineage[-1]) if saved.lineage else {})
-        settings = self.loop_settings()
-        wanted = vars(self.connectome.config) | settings
-        fixed = ("base_fingerprint", "tokenizer_digest", "target_modules", "magnitude", "seed")
-        for key in (*fixed, *settings):
-            there, here = recorded.get(key, wanted[key]), wanted[key]
-            if there != here:
-                raise RunError(
-                    f"{checkpoint} belongs to a run of another configuration: {key} is {there!r} "
-                    f"there, {here!r} here. Use its settings, or another output_dir."
-                )
-        expected = (step_of(checkpoint) - 1) // self.args.steps_per_generation
-        if saved.config.generation != max(expected, 0):
-            raise RunError(
-                f"{checkpoint} is of generation {saved.config.generation}; at "
-                f"{self.args.steps_per_generation} steps_per_generation it would be {expected}. "
-                "Use the settings of that run."
-            )
 
     def _save_generation(self) -> None:
         if not self.args.should_save:

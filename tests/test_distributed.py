@@ -23,6 +23,7 @@ WORKERS = TESTS / "distributed"
 sys.path.insert(0, str(WORKERS))
 import masks_worker  # noqa: E402
 import rewiring_worker  # noqa: E402
+import survivors_worker  # noqa: E402
 
 from hf_connectome import Connectome  # noqa: E402
 
@@ -273,3 +274,35 @@ def test_thresholds_resumed_on_two_ranks_equal_the_whole_run(loops: dict[str, An
 def test_a_rank_whose_largest_weights_differ_stops_all_ranks(loops: dict[str, Any]) -> None:
     for message in loops["astray"]:
         assert message.startswith("the ranks disagree on generation 1: digests [")
+
+
+# ---- gradients of survivors alone ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exchanged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = results_of("survivors_worker.py", tmp_path_factory)
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+@pytest.mark.parametrize("name", survivors_worker.RUNS)
+def test_gradients_of_survivors_give_the_same_bits_as_whole_ones(
+    exchanged: dict[str, Any], name: str
+) -> None:
+    runs = exchanged[name]["whole"] + exchanged[name]["survivors"]
+    assert len({run["digest"] for run in runs}) == 1
+    assert [run["dead"] for run in runs] == [0] * 2 * NUM_PROCESSES
+
+
+@pytest.mark.parametrize("name", survivors_worker.RUNS)
+def test_only_survivors_travel(exchanged: dict[str, Any], name: str) -> None:
+    for run in exchanged[name]["survivors"]:
+        assert run["num_bytes"] == run["packed_bytes"]
+        density = survivors_worker.RUNS[name].density
+        assert run["num_bytes"] <= (density + 0.05) * run["whole_bytes"]
+
+
+def test_survivors_alone_evolve_the_same_connectome_and_weights(exchanged: dict[str, Any]) -> None:
+    assert exchanged["evolved_lean"] == exchanged["evolved_dense"]
+    assert exchanged["evolved_lean"][0]["generation"] == 2

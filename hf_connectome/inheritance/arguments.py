@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hf_connectome.arms import arm_names, get_arm
 from hf_connectome.errors import ConfigError
 from hf_connectome.hosts import fresh_reset
+from hf_connectome.optimizers import STATE_HELP, check_optimizer_state
 from hf_connectome.reset import resets
 from hf_connectome.rewiring import get_rewiring, rewirings
 
@@ -60,6 +61,7 @@ class InheritanceArguments:
         },
     )
 
+    optimizer_state: str = field(default="dense", metadata={"help": STATE_HELP})
     save_children: bool = field(
         default=False,
         metadata={
@@ -100,6 +102,7 @@ class InheritanceArguments:
         if self.rewiring is not None:
             get_rewiring(self.rewiring).last_update(self.steps)
         _refuse_rewind("child_reset", self.child_reset)
+        check_optimizer_state(self.optimizer_state)
 
 
 def _refuse_rewind(name: str, reset: str | None) -> None:

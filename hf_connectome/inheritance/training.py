@@ -20,6 +20,7 @@ from hf_connectome.evaluation.arms import ArmResult
 from hf_connectome.fresh import check_context
 from hf_connectome.inheritance.arguments import InheritanceArguments, reset_of
 from hf_connectome.inheritance.results import RESULTS_FOLDER, run_name, store_result, stored_result
+from hf_connectome.optimizers import optimizer_of
 from hf_connectome.rewiring_callbacks import RewiringCallback
 from hf_connectome.storage import (
     CONNECTOME_FOLDER,
@@ -151,20 +152,13 @@ def train_arm(
     """
     mine = _own(arm, connectome, others)
     host, inherited = _start(arm, seed, mine, arguments, parent, corpus.train)
-    density = 1.0 - _num_dead(inherited.mask) / connectome.num_weights
+    wiring = inherited.mask
+    density = 1.0 - _num_dead(wiring) / connectome.num_weights
     progress = _progress(arm, seed, density, corpus, arguments, training)
     settings = _arm_arguments(training, seed, arguments.steps)
-    masks = _under_mask(inherited.mask, arm, arguments.rewiring, settings)
-    trainer = Trainer(
-        host,
-        settings,
-        train_dataset=corpus.train,
-        eval_dataset=corpus.evaluation,
-        data_collator=collate,
-        callbacks=[progress, *masks],
-    )
-    for shown in (ProgressCallback, PrinterCallback):
-        trainer.pop_callback(shown)
+    masks = _under_mask(wiring, arm, arguments.rewiring, settings)
+    optimizer = optimizer_of(training, arguments.optimizer_state, wiring)
+    trainer = _quiet_trainer(host, settings, corpus, [progress, *masks], optimizer)
     began = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - began
@@ -184,6 +178,24 @@ def train_arm(
         seconds=seconds,
         tokens_per_step=progress.tokens_per_step,
     )
+
+
+def _quiet_trainer(
+    host: Any, settings: TrainingArguments, corpus: Corpus, callbacks: list[Any], optimizer: Any
+) -> Trainer:
+    """Return a Trainer that shows nothing but what the callbacks show."""
+    trainer = Trainer(
+        host,
+        settings,
+        train_dataset=corpus.train,
+        eval_dataset=corpus.evaluation,
+        data_collator=collate,
+        callbacks=callbacks,
+        optimizer_cls_and_kwargs=optimizer,
+    )
+    for shown in (ProgressCallback, PrinterCallback):
+        trainer.pop_callback(shown)
+    return trainer
 
 
 def train_arms(

@@ -39,7 +39,7 @@ class LeadAstray(TrainerCallback):
 
 
 def settings(
-    folder: Path, criterion: str = "magnitude"
+    folder: Path, criterion: str = "magnitude", **options: Any
 ) -> tuple[GenerationalArguments, list[dict[str, torch.Tensor]]]:
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(2, 97, (128, 6), generator=draw)
@@ -61,14 +61,19 @@ def settings(
         ddp_backend="gloo",
         disable_tqdm=True,
         report_to="none",
+        **options,
     )
     return arguments, [{"input_ids": row, "labels": row} for row in rows]
 
 
 def trainer(
-    folder: Path, *callbacks: TrainerCallback, seed: int = 0, criterion: str = "magnitude"
+    folder: Path,
+    *callbacks: TrainerCallback,
+    seed: int = 0,
+    criterion: str = "magnitude",
+    **options: Any,
 ) -> GenerationalTrainer:
-    arguments, rows = settings(folder, criterion)
+    arguments, rows = settings(folder, criterion, **options)
     return GenerationalTrainer(
         tiny_model("gpt2", seed), arguments, train_dataset=rows, callbacks=list(callbacks)
     )
