@@ -116,6 +116,15 @@ def shira(model: nn.Module) -> nn.Module:
     return get_peft_model(model, config)
 
 
+def reparametrize(way: str, model: nn.Module, connectome: Connectome) -> None:
+    """Let a masked copy take the place of each parameter in scope."""
+    for module, leaf, mask in homes(model, connectome):
+        if way == "prune":
+            prune.custom_from_mask(module, leaf, mask)
+        else:
+            parametrize.register_parametrization(module, leaf, Masked(mask))
+
+
 def made(
     way: str, setting: Setting
 ) -> tuple[nn.Module, Callable[..., Any], list[torch.optim.Optimizer]]:
@@ -152,11 +161,7 @@ def made(
 
         return model, forward, optimizers
     else:
-        for module, leaf, mask in homes(model, connectome):
-            if way == "prune":
-                prune.custom_from_mask(module, leaf, mask)
-            else:
-                parametrize.register_parametrization(module, leaf, Masked(mask))
+        reparametrize(way, model, connectome)
     return model, model, optimizers
 
 
