@@ -9,21 +9,22 @@
     python recipes/studies/rewiring.py report lm --output runs/rewiring-lm
 
 lm: a GPT-2 of two layers on text; every matrix but the embeddings is sparse. mlp: three hidden
-layers on scikit-learn's digits, every matrix sparse. "tune" finds the learning rate of dense and of
-randomly wired networks, on seeds of their own; "compare" trains every method on the same seeds and
-batches, at the best rate of its kind; "report" writes results.json, table.md and figure.png. Every
+layers on scikit-learn's digits, every matrix sparse. "tune" finds the learning rate of dense
+networks, of randomly wired ones and of GraNet, which begins denser and thins out, on seeds of their
+own; "compare" trains every method on the same seeds and batches, at the best rate of its kind;
+"report" writes results.json, table.md and figure.png. Every
 run is a file under runs/, written when it is there and never redone.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,8 @@ METHODS = ("dense", *STATIC, *MOVING)
 FIRST_DENSITY = 0.5
 """Where methods that thin begin, as in the CHT papers."""
 FIRST_TUNING_SEED = 1000
+THINNING = "granet"
+"""Whose learning rate the methods have that thin out."""
 UPDATES = 24
 """Updates in the part of the training in which links move, where the steps allow it."""
 
@@ -181,18 +184,24 @@ def measured(
 
 def tuning_runs(task: Task, num_seeds: int) -> list[Run]:
     """Return the grid: dense, and randomly wired at each density."""
-    kinds = [("dense", 1.0), *(("random", density) for density in task.densities)]
+    kinds = [("dense", 1.0), *itertools.product(("random", THINNING), task.densities)]
     seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + num_seeds)
     return [Run(*kind, rate, seed) for seed in seeds for kind in kinds for rate in task.rates]
 
 
-def best_rates(task: Task, output: Path, num_seeds: int) -> dict[float, float]:
-    """Return density -> learning rate of least mean held-out loss; 1 is dense.
+def kind_of(method: str) -> str:
+    """Return the method whose tuned learning rate a method has."""
+    thins = method in rewirings and rewirings.get(method).thins
+    return method if method == "dense" else THINNING if thins else "random"
+
+
+def best_rates(task: Task, output: Path, num_seeds: int) -> dict[tuple[str, float], float]:
+    """Return (tuned method, density) -> learning rate of least mean held-out loss.
 
     Raises:
         RunError: a run of the grid is missing.
     """
-    losses: dict[tuple[float, float], list[float]] = {}
+    losses: dict[tuple[str, float], dict[float, list[float]]] = {}
     for run in tuning_runs(task, num_seeds):
         result = stored(output, run)
         if result is None:
@@ -200,23 +209,23 @@ def best_rates(task: Task, output: Path, num_seeds: int) -> dict[float, float]:
                 f"{output} lacks the tuning run {run.file}. Finish 'tune' first, with the same "
                 "--tuning_seeds."
             )
-        losses.setdefault((run.density, run.rate), []).append(result["loss"])
+        by_rate = losses.setdefault((run.method, run.density), {})
+        by_rate.setdefault(run.rate, []).append(result["loss"])
 
-    def total(density: float, rate: float) -> float:
-        return sum(losses[density, rate])
-
-    return {d: min(task.rates, key=partial(total, d)) for d, _ in losses}
+    return {
+        kind: min(by_rate, key=lambda rate: sum(by_rate[rate])) for kind, by_rate in losses.items()
+    }
 
 
 def comparing_runs(
-    task: Task, rates: Mapping[float, float], methods: Sequence[str], num_seeds: int
+    task: Task, rates: Mapping[tuple[str, float], float], methods: Sequence[str], num_seeds: int
 ) -> list[Run]:
     """Return every method at every density, seed by seed, so that what is there is paired."""
     known = [m for m in methods if m == "dense" or m in wirings or m in rewirings]
     for name in sorted(set(methods) - set(known)):
         print(f"{name}: no such wiring in this version; it is left out")
     return [
-        Run(method, density, rates[density], seed)
+        Run(method, density, rates[kind_of(method), density], seed)
         for seed in range(num_seeds)
         for method in known
         for density in ((1.0,) if method == "dense" else task.densities)
@@ -253,7 +262,9 @@ def do(task: Task, runs: Sequence[Run], options: argparse.Namespace) -> None:
 # ---- report --------------------------------------------------------------------------------------
 
 
-def report(task: Task, runs: Sequence[Run], rates: Mapping[float, float], output: Path) -> None:
+def report(
+    task: Task, runs: Sequence[Run], rates: Mapping[tuple[str, float], float], output: Path
+) -> None:
     """Write results.json, table.md and figure.png from the runs that are there."""
     found: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
     for run in runs:
@@ -267,14 +278,16 @@ def report(task: Task, runs: Sequence[Run], rates: Mapping[float, float], output
     ]
     for row in rows:
         accuracy = f"{row['accuracy']:.1%}" if "accuracy" in row else "-"
+        rate = rates[kind_of(row["method"]), row["density"]]
         lines.append(
-            f"| {row['method']} | {row['density']:g} | {rates[row['density']]:g} | "
+            f"| {row['method']} | {row['density']:g} | {rate:g} | "
             f"{row['loss']:.4f} | {difference_cell(row['minus_random'])} | {accuracy} | "
             f"{row['neurons']:.0%} | {row['seeds']} | {row['seconds']:.0f} |"
         )
     print("\n".join(lines))
     write_atomically(output / "table.md", ("\n".join(lines) + "\n").encode())
-    text = json.dumps({"rates": rates, "rows": rows}, indent=1) + "\n"
+    named = {f"{kind} {density:g}": rate for (kind, density), rate in rates.items()}
+    text = json.dumps({"rates": named, "rows": rows}, indent=1) + "\n"
     write_atomically(output / "results.json", text.encode())
     draw(rows, task.densities, output / "figure.png")
 
