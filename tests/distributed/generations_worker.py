@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from masks_worker import digest
+from ranks import on_every_rank
+from ranks import run as run_worker
 from tiny import tiny_model
-from torch import distributed
 from transformers import TrainerCallback
 
 from hf_connectome import GenerationalArguments, GenerationalTrainer
 from hf_connectome.errors import RunError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class StopAt(TrainerCallback):
@@ -96,13 +96,7 @@ def outcome(run: GenerationalTrainer) -> dict[str, Any]:
     }
 
 
-def on_every_rank(value: Any) -> list[Any]:
-    values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
-
-
-def main(output: Path) -> None:
+def main(output: Path) -> dict[str, Any]:
     results: dict[str, list[Any]] = {}
     whole = trainer(output / "whole")
     whole.train()
@@ -128,15 +122,8 @@ def main(output: Path) -> None:
         results["astray"] = on_every_rank("no error")
     except RunError as error:
         results["astray"] = on_every_rank(str(error))
-    if distributed.get_rank() == 0:
-        (output / "results.json").write_text(json.dumps(results))
-    distributed.barrier()
-    distributed.destroy_process_group()
+    return results
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
-    # gloo's threads now and then abort the interpreter's shutdown, long after the results are safe.
-    sys.stdout.flush()
-    os._exit(0)
+    run_worker(main)

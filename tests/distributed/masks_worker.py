@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from ranks import on_every_rank
+from ranks import run as run_worker
 from safetensors.torch import save_file
 from tiny import drawn, tiny_model
 from torch import Tensor, distributed, nn
@@ -20,6 +18,9 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from hf_connectome import Connectome, MaskEnforcer
 from hf_connectome.hosts import full_tensor
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 STEPS = 3
 ROWS = 8
@@ -142,26 +143,17 @@ def digest(weights: dict[str, Tensor]) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def main(output: Path) -> None:
+def main(output: Path) -> dict[str, Any]:
     distributed.init_process_group("gloo")
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     results: dict[str, Any] = {"world_size": world_size}
     for name, run in RUNS.items():
         seen, weights = train(run, rank, world_size)
-        ranks: list[Any] = [None] * world_size
-        distributed.all_gather_object(ranks, {**seen, "digest": digest(weights)})
-        results[name] = ranks
+        results[name] = on_every_rank({**seen, "digest": digest(weights)})
         if rank == 0:
             save_file(weights, output / f"{name}.safetensors")
-    if rank == 0:
-        (output / "results.json").write_text(json.dumps(results))
-    distributed.barrier()
-    distributed.destroy_process_group()
+    return results
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
-    # gloo's threads now and then abort the interpreter's shutdown, long after the results are safe.
-    sys.stdout.flush()
-    os._exit(0)
+    run_worker(main)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
-from generations_worker import LeadAstray, StopAt, on_every_rank, outcome, settings
+from generations_worker import LeadAstray, StopAt, outcome, settings
+from ranks import on_every_rank
+from ranks import run as run_worker
 from tiny import tiny_model
-from torch import distributed
 
 from hf_connectome.errors import RunError
 from hf_connectome.outer_loops import OuterLoopArguments, outer_loop
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import TrainerCallback
 
     from hf_connectome.trainer import GenerationalTrainer
@@ -38,7 +36,7 @@ def trainer(
     )
 
 
-def main(output: Path) -> None:
+def main(output: Path) -> dict[str, Any]:
     results = {}
     for loop in LOOPS:
         whole = trainer(output / loop, loop)
@@ -53,15 +51,8 @@ def main(output: Path) -> None:
         results["astray"] = on_every_rank("no error")
     except RunError as error:
         results["astray"] = on_every_rank(str(error))
-    if distributed.get_rank() == 0:
-        (output / "results.json").write_text(json.dumps(results))
-    distributed.barrier()
-    distributed.destroy_process_group()
+    return results
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
-    # gloo's threads now and then abort the interpreter's shutdown, long after the results are safe.
-    sys.stdout.flush()
-    os._exit(0)
+    run_worker(main)

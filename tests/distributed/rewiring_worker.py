@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from generations_worker import on_every_rank
 from masks_worker import digest
+from ranks import on_every_rank
+from ranks import run as run_worker
 from tiny import drawn, tiny_model
-from torch import distributed
 from transformers import Trainer, TrainingArguments
 
 from hf_connectome.hosts import wire
 from hf_connectome.rewiring_callbacks import RewiringCallback
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 METHODS = ("rigl:interval=2", "mest:interval=2", "chts:interval=2", "granet:interval=2,density=0.1")
 STEPS = 6
@@ -64,20 +64,13 @@ def train(spec: str, folder: Path, num_processes: int) -> dict[str, Any]:
     }
 
 
-def main(output: Path) -> None:
+def main(output: Path) -> dict[str, Any]:
     results: dict[str, list[Any]] = {}
     for spec in METHODS:
         found = train(spec, output / "runs", int(os.environ["WORLD_SIZE"]))
         results[spec] = on_every_rank(found)
-    if distributed.get_rank() == 0:
-        (output / "results.json").write_text(json.dumps(results))
-    distributed.barrier()
-    distributed.destroy_process_group()
+    return results
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
-    # gloo's threads now and then abort the interpreter's shutdown, long after the results are safe.
-    sys.stdout.flush()
-    os._exit(0)
+    run_worker(main)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from generations_worker import on_every_rank, outcome, trainer
+from generations_worker import outcome, trainer
 from masks_worker import Run as Training
 from masks_worker import backward, batch, digest, num_dead, optimizers
+from ranks import on_every_rank
+from ranks import run as run_worker
 from tiny import drawn, tiny_model
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_connectome import MaskEnforcer
 from hf_connectome.optimizers import SurvivorAdamW, SurvivorAllReduce
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 STEPS = 4
 CHANGE_AT = 2
@@ -87,7 +87,7 @@ def train(run: Run, *, survivors_only: bool) -> dict[str, Any]:
     }
 
 
-def main(output: Path) -> None:
+def main(output: Path) -> dict[str, Any]:
     distributed.init_process_group("gloo")
     results: dict[str, Any] = {}
     for name, run in RUNS.items():
@@ -101,15 +101,8 @@ def main(output: Path) -> None:
         run = trainer(output / name, optim="adamw_torch", **options)
         run.train()
         results[f"evolved_{name}"] = on_every_rank(outcome(run))
-    if distributed.get_rank() == 0:
-        (output / "results.json").write_text(json.dumps(results))
-    distributed.barrier()
-    distributed.destroy_process_group()
+    return results
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
-    # gloo's threads now and then abort the interpreter's shutdown, long after the results are safe.
-    sys.stdout.flush()
-    os._exit(0)
+    run_worker(main)
