@@ -1,4 +1,4 @@
-"""A trained sparse model as the machine multiplies it fastest; docs/EXPORT.md says what is gained."""
+"""A trained sparse model as its machine multiplies it fastest (docs/EXPORT.md)."""
 
 from hf_connectome.export.exporting import FORMS, export
 

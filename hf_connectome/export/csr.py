@@ -34,6 +34,11 @@ def to_csr(matrix: Tensor) -> Tensor:
         )
 
 
+def num_bytes(weight: Tensor) -> int:
+    """Return what a matrix of :func:`to_csr` takes: values, columns and starts of rows."""
+    return sum(t.nbytes for t in (weight.values(), weight.col_indices(), weight.crow_indices()))
+
+
 def product(weight: Tensor, tokens: Tensor) -> Tensor:
     """Multiply every token by the matrix.
 

@@ -1,7 +1,7 @@
 """What takes the place of Linear, Conv1D and Embedding modules in an exported model.
 
-The weight is no parameter: nothing trains it, moves it or casts it. A state dict has it dense, under
-the name, shape and dtype that it had before, so that saving writes an ordinary checkpoint.
+The weight is no parameter: nothing trains it, moves it or casts it. A state dict has it dense,
+under the name, shape and dtype that it had, so that saving writes an ordinary checkpoint.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ class SparseLayer(nn.Module):
         asked = fn(was)
         if (asked.device, asked.dtype) != (was.device, was.dtype):
             raise UnsupportedError(
-                f"an exported layer, {was.dtype} on {was.device}, was asked to become {asked.dtype} "
-                f"on {asked.device}, where another form may be the fast one. Load the model anew, "
-                "convert it, then export it."
+                f"an exported layer, {was.dtype} on {was.device}, was asked to become "
+                f"{asked.dtype} on {asked.device}, where another form may be the fast one. Load "
+                "the model anew, convert it, then export it."
             )
         super()._apply(fn, recurse)
         return self
