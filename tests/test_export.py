@@ -14,6 +14,7 @@ from tiny_hosts import inputs, logits
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from hf_connectome.cli import app
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.errors import (
     HostMismatchError,
@@ -27,6 +28,7 @@ from hf_connectome.export.layers import CsrEmbedding, CsrLinear, SparseLayer
 from hf_connectome.export.speed import jobs, weight_bytes
 from hf_connectome.hosts import wire
 from hf_connectome.modeling import ConnectomeModel
+from hf_connectome.storage import CONNECTOME_FOLDER
 from hf_connectome.structures import OfInputs
 
 
@@ -381,3 +383,25 @@ def test_jobs_can_be_repeated_and_count_their_tokens():
 def test_speed_of_what_decodes_no_text_is_refused(kind):
     with pytest.raises(UnsupportedError, match="is no decoder of text"):
         jobs(tiny_model(kind))
+
+
+def test_command_prints_what_the_machine_gains(tmp_path, capsys):
+    model, connectome = trained("gpt2")
+    model.save_pretrained(tmp_path)
+    connectome.save_pretrained(tmp_path / CONNECTOME_FOLDER)
+    files = sorted(tmp_path.rglob("*"))
+    arguments = ["speed", str(tmp_path), "--rounds", "1"]
+    for more in ([], ["--json"]):
+        with pytest.raises(SystemExit) as left:
+            app([*arguments, *more], prog_name="hf-connectome")
+        assert left.value.code == 0
+    text, _, document = capsys.readouterr().out.partition("{")
+    found = json.loads("{" + document)
+    works = ["decode, batch 1", "decode, batch 8", "prompt of 32"]
+    assert list(found["tokens_per_second"]) == works
+    assert all(rate > 0 for rates in found["tokens_per_second"].values() for rate in rates.values())
+    assert found["weight_bytes"]["dense"] == weight_bytes(model)
+    assert found["weight_bytes"]["exported"] == weight_bytes(export(model, connectome))
+    assert (found["density"], found["dtype"]) == (0.25, "float32")
+    assert all(f"{work}, tokens/s" in text for work in works)
+    assert sorted(tmp_path.rglob("*")) == files

@@ -14,6 +14,7 @@ from hf_connectome.cli.converting import convert, load_test
 from hf_connectome.cli.inspecting import diff, show, verify
 from hf_connectome.cli.output import Command, Result
 from hf_connectome.cli.sharing import pull, push, search
+from hf_connectome.cli.speed import speed
 from hf_connectome.cli.wiring import wire
 from hf_connectome.errors import ConfigError
 
@@ -102,6 +103,7 @@ _COMMANDS: dict[Callable[..., Result], list[str]] = {
         "wire my-wiring --wiring erk --model llama --model-overrides num_hidden_layers=2",
     ],
     load_test: ["load-test runs/cpu/generation-6"],
+    speed: ["speed my-trained-gpt2"],
     push: ["push runs/cpu owner/name --license apache-2.0"],
     pull: ["pull owner/name my-connectome --revision generation-6"],
     search: ["search gpt2 --limit 5"],
