@@ -1,13 +1,13 @@
 """Decoding and reading of exported models beside the dense one, in tokens a second.
 
     python benchmarks/inference.py [--sizes small medium] [--densities 0.26 0.1 0.05]
-        [--dtypes float32 bfloat16] [--rounds 3] [--json FILE]
+        [--dtypes float32 bfloat16] [--prompt 128] [--rounds 3] [--json FILE]
     python benchmarks/inference.py --device cuda        (2:4, bfloat16; needs an NVIDIA GPU)
 
 Models are GPT-2's with random survivors of all matrices, zeros in place. The small one is 128 wide
 and stays in the cache; the medium and large ones have GPT-2's own widths (1024 and 1280), 4 layers
-and 16,384 tokens, and do not. Decoding goes on after 8 tokens, with the cache of keys and values;
-the prompt has 256. Columns with x are medians over interleaved rounds of dense time / exported time
+and 16,384 tokens, and do not. Decoding goes on after 8 tokens, with the cache of keys and values.
+Columns with x are medians over interleaved rounds of dense time / exported time
 (above 1 the export is faster), and of the bytes that the weights take.
 """
 
@@ -61,7 +61,7 @@ def measure(options: argparse.Namespace, size: str, dtype: str) -> dict[str, Any
     models = {"dense": dense_model(size, dtype, options.device)}
     for density in options.densities:
         models[str(density)] = exported(models["dense"], density, to)
-    work = {name: jobs(model, tokens=4) for name, model in models.items()}
+    work = {n: jobs(model, prompt=options.prompt, tokens=4) for n, model in models.items()}
     seconds = {
         job: interleaved({n: w[job][0] for n, w in work.items()}, options.rounds, options.device)
         for job in work["dense"]
@@ -82,6 +82,7 @@ def main() -> None:
     parser = parser_of(__doc__, rounds=3)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small", "medium"])
     parser.add_argument("--densities", nargs="+", type=float, default=[0.26, 0.1, 0.05])
+    parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     options = parser.parse_args()
     if options.device != "cpu":

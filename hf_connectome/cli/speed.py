@@ -85,7 +85,7 @@ def _facts(document: Mapping[str, Any]) -> Facts:
 
 
 def _table(document: Mapping[str, Any]) -> Table:
-    rows: list[tuple[str, str, str, str]] = []
+    rows: list[tuple[str, ...]] = []
     for job, rate in document["tokens_per_second"].items():
         gain = rate["exported"] / rate["dense"]
         both = (f"{rate[name]:,.0f}" for name in ("dense", "exported"))

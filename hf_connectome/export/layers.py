@@ -45,6 +45,8 @@ class SparseWeight:
 class SparseLayer(nn.Module):
     """A module whose weight holds the survivors only."""
 
+    bias: nn.Parameter | None
+
     def __init__(self, weight: SparseWeight, bias: nn.Parameter | None = None) -> None:
         """Hold the weight; the bias stays the parameter that it was."""
         super().__init__()
@@ -92,7 +94,7 @@ class SparseLayer(nn.Module):
                 f"{asked.dtype} on {asked.device}, where another form may be the fast one. Load "
                 "the model anew, convert it, then export it."
             )
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
