@@ -29,7 +29,7 @@ from hf_connectome.selection import keep
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "CLI.md"
 COMMANDS = [
-    *("show", "verify", "diff", "convert", "wire", "combine", "lesion", "load-test"),
+    *("show", "verify", "diff", "convert", "wire", "combine", "lesion", "load-test", "speed"),
     *("push", "pull", "search"),
 ]
 

@@ -15,6 +15,7 @@ from hf_connectome.cli.converting import convert, load_test
 from hf_connectome.cli.inspecting import diff, show, verify
 from hf_connectome.cli.output import Command, Result
 from hf_connectome.cli.sharing import pull, push, search
+from hf_connectome.cli.speed import speed
 from hf_connectome.cli.wiring import wire
 from hf_connectome.errors import ConfigError
 
@@ -111,6 +112,7 @@ _COMMANDS: dict[Callable[..., Result], list[str]] = {
         "lesion my-connectome without --rows transformer.h.0.mlp.c_proj.weight=0,4-7",
     ],
     load_test: ["load-test runs/cpu/generation-6"],
+    speed: ["speed my-trained-gpt2"],
     push: ["push runs/cpu owner/name --license apache-2.0"],
     pull: ["pull owner/name my-connectome --revision generation-6"],
     search: ["search gpt2 --limit 5"],
