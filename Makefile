@@ -3,7 +3,7 @@
 PYTHON ?= python3
 WORKERS ?= 2
 RUN ?= runs/cpu
-EXTRAS := dev,report,eval
+EXTRAS := dev,report,eval,context
 
 # The pinned releases need Python 3.11; on 3.10 the oldest supported ones serve.
 PINS := $(shell $(PYTHON) -c 'import sys; print("dev" if sys.version_info >= (3, 11) else "floor")' 2>/dev/null || echo dev)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_connectome.architecture import build_host
 from hf_connectome.arrays import from_arrays, to_arrays
-from hf_connectome.codecs import check_codec
+from hf_connectome.codecs import check_codec, codec_of
 from hf_connectome.errors import (
     ConfigError,
     ConnectomeError,
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 FORMAT = "connectome"
 FORMAT_VERSION = 1
+CONTEXT_VERSION = 2
+"""Of a file with planes of the codec 'context'; the highest version that this release reads."""
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONNECTOME_FOLDER = "connectome"
@@ -62,11 +64,13 @@ def write(connectome: Connectome, path: str | os.PathLike[str], *, codec: str = 
     Args:
         connectome: with a config.
         path: folder, made if it is not there.
-        codec: 'plain', or 'zstd' for the smaller file; both hold the same connectome.
+        codec: 'plain', 'zstd' for a smaller file, or 'context' for the smallest; all hold the same
+            connectome.
 
     Raises:
         UnknownNameError: no such codec.
-        ConfigError: the connectome has no config, so a reader could not bind it to a host.
+        ConfigError: the connectome has no config, so a reader could not bind it to a host; or the
+            codec needs a package that is not installed.
         StorageError: the file system refused; earlier files are whole.
     """
     check_codec(codec)
@@ -105,10 +109,11 @@ def to_bytes(connectome: Connectome, *, codec: str = "plain") -> bytes:
     check_codec(codec)
     arrays = to_arrays(connectome, codec=codec)
     tensors = {n: (_TAGS[a.dtype.name], a) for n, a in arrays.items()}
+    version = CONTEXT_VERSION if codec_of(arrays) == "context" else FORMAT_VERSION
     metadata = {
         "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "min_reader": "1",
+        "format_version": str(version),
+        "min_reader": str(version),
         "base_fingerprint": scope_fingerprint(connectome),
         "content_digest": connectome.digest,
         "num_weights": str(connectome.num_weights),
@@ -256,10 +261,10 @@ def _check_metadata(metadata: Mapping[str, str], file: Path) -> None:
     needed = metadata.get("min_reader", "")
     if not needed.isascii() or not needed.isdigit() or len(needed) > 9:
         raise FormatError(f"{file}: min_reader is {needed!r}; expected a whole number.")
-    if int(needed) > FORMAT_VERSION:
+    if int(needed) > CONTEXT_VERSION:
         raise FormatError(
             f"{file} needs a reader of format version {needed}; this release reads "
-            f"{FORMAT_VERSION}. Upgrade: pip install -U hf_connectome."
+            f"{CONTEXT_VERSION}. Upgrade: pip install -U hf_connectome."
         )
 
 
