@@ -71,22 +71,26 @@ def encode(entry: SignedMask, codec: str) -> dict[str, Bits]:
     compressor = zstandard.ZstdCompressor(level=_LEVEL)  # one thread: its bytes do not vary
 
     def smallest(
-        forms: tuple[str, ...], row: Bits, column: Bits, stream: Bits | None
+        forms: tuple[str, ...], row: Bits, column: Bits | None, stream: Bits | None
     ) -> dict[str, Bits]:
         frames = [
-            np.frombuffer(compressor.compress(plane.data), np.uint8) for plane in (row, column)
+            None if plane is None else np.frombuffer(compressor.compress(plane.data), np.uint8)
+            for plane in (row, column)
         ]
         planes = zip(forms, (row, *frames, stream), strict=True)
         sizes = {form: plane for form, plane in planes if plane is not None}
         chosen = min(sizes, key=lambda form: sizes[form].size)
         return {chosen: sizes[chosen]}
 
-    across = transposed(entry.mask_bits, entry.columns)
+    # The columns of a single row are its bits in the same order.
+    across = transposed(entry.mask_bits, entry.columns) if entry.rows > 1 else None
     mask_stream, sign_stream = _streams(entry) if codec == "context" else (None, None)
     planes = smallest(MASK_FORMS, entry.mask_bits, across, mask_stream)
     if entry.sign_bits is not None:
-        negative = transposed(spread(entry.sign_bits, entry.mask_bits), entry.columns)
-        column = gathered(negative, across, entry.num_survivors)
+        column = None
+        if across is not None:
+            negative = transposed(spread(entry.sign_bits, entry.mask_bits), entry.columns)
+            column = gathered(negative, across, entry.num_survivors)
         planes |= smallest(SIGN_FORMS, entry.sign_bits, column, sign_stream)
     return planes
 
@@ -148,14 +152,15 @@ def _mask(form: str, plane: NDArray[Any], rows: int, columns: int) -> NDArray[An
         across = _opened(plane, (columns, -(-rows // 8)), "mask")
         check_pad_bits(across[:, -1], rows, "mask has")
         return transposed(across, rows)
-    dense = _decoded(plane, _everywhere((rows, columns)), "mask")
+    dense = _decoded(plane, _everywhere((rows, columns)), rows * columns, "mask")
     return np.packbits(dense, axis=1, bitorder="little")
 
 
 def _sign(form: str, plane: NDArray[Any], mask: Bits, columns: int, num_survivors: int) -> Bits:
     if form == SIGN_FORMS[3]:
         survivors = _dense(mask, columns)
-        return np.packbits(_decoded(plane, survivors, "signs")[survivors], bitorder="little")
+        negative = _decoded(plane, survivors, num_survivors, "signs")
+        return np.packbits(negative[survivors], bitorder="little")
     sign = _opened(plane, (-(-num_survivors // 8),), "signs")
     if form == SIGN_FORMS[1]:
         return sign
@@ -164,11 +169,13 @@ def _sign(form: str, plane: NDArray[Any], mask: Bits, columns: int, num_survivor
     return gathered(transposed(across, mask.shape[0]), mask, num_survivors)
 
 
-def _decoded(stream: NDArray[Any], places: NDArray[np.bool_], what: str) -> NDArray[np.bool_]:
+def _decoded(
+    stream: NDArray[Any], places: NDArray[np.bool_], num_bits: int, what: str
+) -> NDArray[np.bool_]:
     """Decode a stream of context.py at the places that the host and the mask tell."""
     _check_bytes(stream, f"stream of the {what}")
     try:
-        return context.decode(stream, places)
+        return context.decode(stream, places, num_bits)
     except (FormatError, MemoryError) as error:
         reason = str(error) or "there is no memory for its bits."
         raise FormatError(f"of the {what}: {reason} Download it again.") from error

@@ -192,7 +192,7 @@ class Connectome(Mapping[str, SignedMask]):
 
     def __sub__(self, other: Connectome) -> Connectome:
         """Keep the weights that only this one keeps."""
-        self._check_same_parameters(other)
+        self.check_same_parameters(other)
         entries = {}
         for name, entry in self.items():
             mask = entry.mask() & ~other.mask(name)
@@ -202,7 +202,7 @@ class Connectome(Mapping[str, SignedMask]):
 
     def overlap(self, other: Connectome) -> Overlap:
         """Measure how alike the two wirings are, against chance."""
-        self._check_same_parameters(other)
+        self.check_same_parameters(other)
         shared = union = agree = 0
         chance_shared = chance_agree = 0.0
         for name, mine in self.items():
@@ -227,7 +227,7 @@ class Connectome(Mapping[str, SignedMask]):
         )
 
     def _combine(self, other: Connectome, rule: Any) -> Connectome:
-        self._check_same_parameters(other)
+        self.check_same_parameters(other)
         entries = {}
         for name, entry in self.items():
             mask, sign = rule(entry.mask(), other.mask(name)), None
@@ -243,7 +243,12 @@ class Connectome(Mapping[str, SignedMask]):
             entries[name] = SignedMask.pack(mask, sign, orientation=entry.orientation)
         return Connectome(entries, config=self.config)
 
-    def _check_same_parameters(self, other: Connectome) -> None:
+    def check_same_parameters(self, other: Connectome) -> None:
+        """Refuse a connectome of other names, shapes or orientations.
+
+        Raises:
+            HostMismatchError: names the first that differs.
+        """
         odd = self.keys() ^ other.keys()
         if odd:
             raise HostMismatchError(f"only one of the two connectomes has {some(sorted(odd))}.")
@@ -259,7 +264,7 @@ class Connectome(Mapping[str, SignedMask]):
                     f"{other[name].orientation} in the other: one is the transpose of the other."
                 )
 
-    # The five entry points below only lead to the modules that do the work.
+    # The six entry points below only lead to the modules that do the work.
 
     @classmethod
     def from_pretrained(
@@ -284,6 +289,15 @@ class Connectome(Mapping[str, SignedMask]):
         from hf_connectome.storage import write
 
         write(self, path, codec=codec)
+
+    @classmethod
+    def from_lineage(
+        cls, file: str | PathLike[str], generation: int, *, host: torch.nn.Module | None = None
+    ) -> Connectome:
+        """Read one generation of a lineage; see :func:`hf_connectome.lineages.read_lineage`."""
+        from hf_connectome.lineages import read_lineage
+
+        return read_lineage(file, host=host, last=generation)[generation]
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Pushed:
         """Push it as one commit; see :func:`hf_connectome.publishing.publish_connectome`."""

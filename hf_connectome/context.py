@@ -71,15 +71,14 @@ def encode(ones: Plane, places: Plane) -> Bits | None:
     return packed if np.count_nonzero(places) <= MOST_FROM_A_BYTE * packed.size else None
 
 
-def decode(packed: Bits, places: Plane) -> Plane:
-    """Return the ``(R, C)`` bits that a stream holds at ``places``; the rest is 0.
+def decode(packed: Bits, places: Plane, num_bits: int) -> Plane:
+    """Return the ``(R, C)`` bits that a stream holds at the ``num_bits`` places; the rest is 0.
 
     Raises:
         ConfigError: the coder is not installed.
         FormatError: the stream is cut, altered, or cannot hold so many bits.
     """
     stream, (strengths, words) = _constriction().stream, _taken_apart(packed)
-    num_bits = np.count_nonzero(places)
     if num_bits > MOST_FROM_A_BYTE * packed.size:
         raise FormatError(
             f"the stream has {packed.size} bytes, which cannot hold more than "

@@ -40,10 +40,10 @@ ORDER = (
     "codecs",
     "arrays",
     "storage",
-    "lineages",
     "hub_errors",
     "hub",
     "runs",
+    "lineages",
     "early",
     "enforcement",
     "calibration",
@@ -87,7 +87,7 @@ ORDER = (
 )
 
 # Methods that only lead to the module below that does the work.
-FACADE = {("connectome", below) for below in ("hosts", "hub", "publishing", "storage")}
+FACADE = {("connectome", below) for below in ("hosts", "hub", "lineages", "publishing", "storage")}
 
 
 def module_of(file: Path) -> str:

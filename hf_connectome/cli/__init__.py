@@ -12,6 +12,7 @@ import typer
 from hf_connectome import __version__
 from hf_connectome.cli.converting import convert, load_test
 from hf_connectome.cli.inspecting import diff, show, verify
+from hf_connectome.cli.lineage import lineage
 from hf_connectome.cli.output import Command, Result
 from hf_connectome.cli.sharing import pull, push, search
 from hf_connectome.cli.wiring import wire
@@ -100,6 +101,11 @@ _COMMANDS: dict[Callable[..., Result], list[str]] = {
     wire: [
         "wire my-wiring --wiring brf:r=0.3 --density 0.05",
         "wire my-wiring --wiring erk --model llama --model-overrides num_hidden_layers=2",
+    ],
+    lineage: [
+        "lineage runs/cpu lineage.safetensors",
+        "lineage lineage.safetensors",
+        "lineage lineage.safetensors generation-3 --generation 3",
     ],
     load_test: ["load-test runs/cpu/generation-6"],
     push: ["push runs/cpu owner/name --license apache-2.0"],
