@@ -68,31 +68,33 @@ def encode(entry: SignedMask, codec: str) -> dict[str, Bits]:
     if codec == "plain":
         plain = {MASK_FORMS[0]: entry.mask_bits}
         return plain if entry.sign_bits is None else plain | {SIGN_FORMS[0]: entry.sign_bits}
-    compressor = zstandard.ZstdCompressor(level=_LEVEL)  # one thread: its bytes do not vary
-
-    def smallest(
-        forms: tuple[str, ...], row: Bits, column: Bits | None, stream: Bits | None
-    ) -> dict[str, Bits]:
-        frames = [
-            None if plane is None else np.frombuffer(compressor.compress(plane.data), np.uint8)
-            for plane in (row, column)
-        ]
-        planes = zip(forms, (row, *frames, stream), strict=True)
-        sizes = {form: plane for form, plane in planes if plane is not None}
-        chosen = min(sizes, key=lambda form: sizes[form].size)
-        return {chosen: sizes[chosen]}
-
-    # The columns of a single row are its bits in the same order.
-    across = transposed(entry.mask_bits, entry.columns) if entry.rows > 1 else None
+    across = transposed(entry.mask_bits, entry.columns)
     mask_stream, sign_stream = _streams(entry) if codec == "context" else (None, None)
-    planes = smallest(MASK_FORMS, entry.mask_bits, across, mask_stream)
+    planes = _smallest(MASK_FORMS, entry.mask_bits, across, mask_stream)
     if entry.sign_bits is not None:
-        column = None
-        if across is not None:
-            negative = transposed(spread(entry.sign_bits, entry.mask_bits), entry.columns)
-            column = gathered(negative, across, entry.num_survivors)
-        planes |= smallest(SIGN_FORMS, entry.sign_bits, column, sign_stream)
+        negative = transposed(spread(entry.sign_bits, entry.mask_bits), entry.columns)
+        column = gathered(negative, across, entry.num_survivors)
+        planes |= _smallest(SIGN_FORMS, entry.sign_bits, column, sign_stream)
     return planes
+
+
+def _smallest(
+    forms: tuple[str, ...], row: Bits, column: Bits, stream: Bits | None
+) -> dict[str, Bits]:
+    planes = zip(forms, (row, _framed(row), _framed(column), stream), strict=True)
+    there = {form: plane for form, plane in planes if plane is not None}
+    chosen = min(there, key=lambda form: there[form].size)
+    return {chosen: there[chosen]}
+
+
+def shrunk(plane: Bits) -> Bits:
+    """Return the frame of a plane if that is smaller, else the plane itself."""
+    return min(plane, _framed(plane), key=np.size)
+
+
+def _framed(plane: Bits) -> Bits:
+    # One thread, so that its bytes do not vary.
+    return np.frombuffer(zstandard.ZstdCompressor(level=_LEVEL).compress(plane.data), np.uint8)
 
 
 def _streams(entry: SignedMask) -> tuple[Bits | None, Bits | None]:
@@ -147,9 +149,9 @@ def _mask(form: str, plane: NDArray[Any], rows: int, columns: int) -> NDArray[An
     if form == MASK_FORMS[0]:
         return plane
     if form == MASK_FORMS[1]:
-        return _opened(plane, (rows, -(-columns // 8)), "mask")
+        return opened(plane, (rows, -(-columns // 8)), "mask")
     if form == MASK_FORMS[2]:
-        across = _opened(plane, (columns, -(-rows // 8)), "mask")
+        across = opened(plane, (columns, -(-rows // 8)), "mask")
         check_pad_bits(across[:, -1], rows, "mask has")
         return transposed(across, rows)
     dense = _decoded(plane, _everywhere((rows, columns)), rows * columns, "mask")
@@ -161,7 +163,7 @@ def _sign(form: str, plane: NDArray[Any], mask: Bits, columns: int, num_survivor
         survivors = _dense(mask, columns)
         negative = _decoded(plane, survivors, num_survivors, "signs")
         return np.packbits(negative[survivors], bitorder="little")
-    sign = _opened(plane, (-(-num_survivors // 8),), "signs")
+    sign = opened(plane, (-(-num_survivors // 8),), "signs")
     if form == SIGN_FORMS[1]:
         return sign
     check_pad_bits(sign[-1:], num_survivors, "signs have")
@@ -197,7 +199,7 @@ def _only(tensors: Mapping[str, Any], forms: tuple[str, ...]) -> str | None:
     return found[0] if found else None
 
 
-def _opened(frame: NDArray[Any], shape: tuple[int, ...], what: str) -> Bits:
+def opened(frame: NDArray[Any], shape: tuple[int, ...], what: str) -> Bits:
     """Decompress a frame whose size the host has told; all is checked before memory is taken."""
     _check_bytes(frame, f"frame of the {what}")
     data, size = frame.tobytes(), prod(shape)

@@ -1,13 +1,13 @@
 """All generations of a run in one file: each is stored as what it kept of the one before.
 
-A generation's mask has one bit for each survivor of its parent, its signs one for each survivor of
-its own: whether the sign changed (docs/FORMAT.md, section 13).
+A generation has one bit for each survivor of its parent, whether it was kept, and one for each of
+its own, whether its sign changed (docs/FORMAT.md, section 13).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,11 @@ import numpy as np
 from hf_connectome.architecture import build_host
 from hf_connectome.arrays import from_arrays, to_arrays
 from hf_connectome.bits import gathered, spread
-from hf_connectome.codecs import MASK_FORMS, SIGN_FORMS, decode
-from hf_connectome.connectome import Connectome, SignedMask
+from hf_connectome.codecs import MASK_FORMS, SIGN_FORMS, opened, shrunk
 from hf_connectome.errors import ConfigError, FormatError, HostMismatchError, UnknownNameError
 from hf_connectome.hosts import scope_fingerprint
 from hf_connectome.runs import generations
+from hf_connectome.signed_mask import check_pad_bits
 from hf_connectome.storage import (
     check_digest,
     check_metadata,
@@ -40,13 +40,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hf_connectome.config import ConnectomeConfig
+    from hf_connectome.connectome import Connectome, SignedMask
 
     Array = np.ndarray[Any, Any]
     Bits = np.ndarray[Any, np.dtype[np.uint8]]
 
 LINEAGE_FILE = "lineage.safetensors"
 LINEAGE_FORMAT = "connectome-lineage"
-_CODEC = "zstd"
+_KEPT, _FLIPPED, _FRAMED = "kept", "flipped", ".zst"
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -72,7 +73,8 @@ def write_lineage(connectomes: Sequence[Connectome], file: str | os.PathLike[str
         file: usually named ``lineage.safetensors``; its folder is made if it is not there.
 
     Raises:
-        ConfigError: one has no config, is missing, or has survivors that its parent lacks.
+        ConfigError: one has no config, is missing, or has survivors that its parent lacks; or only
+            one of the two has signs.
         HostMismatchError: two are for different hosts.
         StorageError: the file system refused; an earlier file is whole.
     """
@@ -80,8 +82,9 @@ def write_lineage(connectomes: Sequence[Connectome], file: str | os.PathLike[str
     arrays, configs, parent = {}, [], None
     for connectome in connectomes:
         number = _config(connectome).generation
-        part = connectome if parent is None else _relative(connectome, parent, number)
-        named = to_arrays(part, codec=_CODEC) | _scales(connectome)
+        named = to_arrays(connectome, codec="zstd")
+        if parent is not None:
+            named = _relative(named, connectome, parent)
         arrays |= {f"{number}/{name}": array for name, array in named.items()}
         configs.append(config_fields(connectome))
         parent = connectome
@@ -118,42 +121,45 @@ def _check_numbers(numbers: Sequence[int]) -> None:
             )
 
 
-def _relative(connectome: Connectome, parent: Connectome, number: int) -> Connectome:
-    """Return a connectome as what it kept of its parent; parameters that had died are left out."""
+def _relative(
+    whole: Mapping[str, Array], connectome: Connectome, parent: Connectome
+) -> dict[str, Array]:
+    """Return the tensors of a generation beside its parent's; its scales and values stay whole."""
     parent.check_same_parameters(connectome)
-    entries = {}
+    kept, flipped = [], []
     for name, entry in connectome.items():
         before = parent[name]
-        grown = int(np.bitwise_count(entry.mask_bits & ~before.mask_bits).sum(dtype=np.int64))
-        if grown:
-            raise ConfigError(
-                f"generation {number} has {grown} weights of {name!r} that generation "
-                f"{number - 1} lacks; a lineage holds nested generations only. Keep the folders of "
-                "a run that grows weights."
-            )
-        if before.num_survivors:
-            entries[name] = _kept(entry, before)
-    return connectome.replace(entries)
+        _check_part(name, entry, before, _config(connectome).generation)
+        kept.append(gathered(entry.mask_bits, before.mask_bits, before.num_survivors))
+        if entry.sign_bits is not None:
+            inherited = _inherited(before, entry.mask_bits, entry.num_survivors)
+            flipped.append(entry.sign_bits ^ inherited)
+    tensors = {n: array for n, array in whole.items() if n.endswith((".scale", ".value"))}
+    for name, planes in ((_KEPT, kept), (_FLIPPED, flipped)):
+        plane = np.concatenate([np.zeros(0, np.uint8), *planes])
+        frame = shrunk(plane)
+        tensors[name if frame is plane else name + _FRAMED] = frame
+    return tensors
 
 
-def _scales(connectome: Connectome) -> dict[str, Array]:
-    scales = {f"{name}.scale": entry.scale for name, entry in connectome.items()}
-    return {name: scale for name, scale in scales.items() if scale is not None}
-
-
-def _kept(entry: SignedMask, before: SignedMask) -> SignedMask:
-    """Return which survivors are left, as a row of its own, and which of them changed their sign."""
-    kept = gathered(entry.mask_bits, before.mask_bits, before.num_survivors)
-    flips = entry.sign_bits
-    if flips is not None:
-        flips = flips ^ _inherited(before, entry.mask_bits, entry.num_survivors)
-    return SignedMask(shape=(1, before.num_survivors), mask_bits=kept[None], sign_bits=flips)
+def _check_part(name: str, entry: SignedMask, before: SignedMask, number: int) -> None:
+    grown = int(np.bitwise_count(entry.mask_bits & ~before.mask_bits).sum(dtype=np.int64))
+    if grown:
+        raise ConfigError(
+            f"generation {number} has {grown} weights of {name!r} that generation {number - 1} "
+            "lacks; a lineage holds nested generations only. Keep the folders of a run that grows "
+            "weights."
+        )
+    if (entry.sign_bits is None) != (before.sign_bits is None):
+        raise ConfigError(
+            f"only one of the generations {number - 1} and {number} has signs for {name!r}; a "
+            "lineage needs them in all or in none."
+        )
 
 
 def _inherited(before: SignedMask, mask: Bits, num_survivors: int) -> Bits:
-    """Return the signs that the parent had where ``mask`` is 1; + if it had none."""
-    if before.sign_bits is None:
-        return np.zeros(-(-num_survivors // 8), np.uint8)
+    """Return the signs that the parent had where ``mask`` is 1."""
+    assert before.sign_bits is not None
     return gathered(spread(before.sign_bits, before.mask_bits), mask, num_survivors)
 
 
@@ -245,28 +251,43 @@ def _by_generation(
 def _absolute(part: Mapping[str, Array], parent: Connectome, file: Path) -> dict[str, Array]:
     """Return the plain tensors of a generation, its sizes from its parent's survivors."""
     whole = dict(part)
-    for name, before in parent.items():
-        forms = {f: whole.pop(name + f) for f in (*MASK_FORMS, *SIGN_FORMS) if name + f in whole}
-        mask = np.zeros_like(before.mask_bits)
-        flips: Bits | None = None if before.sign_bits is None else np.zeros(0, np.uint8)
-        if forms or before.num_survivors:
-            kept = _checked(forms, before.num_survivors, f"{file}: {name!r}")
-            mask = spread(kept.mask_bits[0], before.mask_bits)
-            flips = kept.sign_bits
-            if flips is not None:
-                flips = flips ^ _inherited(before, mask, kept.num_survivors)
-        whole[name + MASK_FORMS[0]] = mask
-        if flips is not None:
-            whole[name + SIGN_FORMS[0]] = flips
-    return whole
-
-
-def _checked(forms: Mapping[str, Array], num_survivors: int, where: str) -> SignedMask:
     try:
-        if not forms.keys() & set(MASK_FORMS):
-            raise FormatError("it has no mask.")
-        shape = (1, num_survivors)
-        mask, sign = decode(forms, shape)
-        return SignedMask(shape=shape, mask_bits=mask, sign_bits=sign)
+        sizes = {name: before.num_survivors for name, before in parent.items()}
+        masks = {
+            name: spread(kept, parent[name].mask_bits)
+            for name, kept in _planes(whole, _KEPT, sizes)
+        }
+        sizes = {
+            name: int(np.bitwise_count(mask).sum(dtype=np.int64))
+            for name, mask in masks.items()
+            if parent[name].sign_bits is not None
+        }
+        for name, flipped in _planes(whole, _FLIPPED, sizes):
+            inherited = _inherited(parent[name], masks[name], sizes[name])
+            whole[name + SIGN_FORMS[0]] = flipped ^ inherited
     except FormatError as error:
-        raise FormatError(f"{where}: {error}") from error
+        raise FormatError(f"{file}: {error}") from error
+    return whole | {name + MASK_FORMS[0]: mask for name, mask in masks.items()}
+
+
+def _planes(
+    tensors: dict[str, Array], what: str, sizes: Mapping[str, int]
+) -> Iterator[tuple[str, Bits]]:
+    """Take a tensor out and give each parameter its bits, which begin at a byte."""
+    names = [name for name in (what, what + _FRAMED) if name in tensors]
+    if len(names) != 1:
+        raise FormatError(f"a generation has {len(names)} tensors {what!r}; expected one.")
+    plane, size = tensors.pop(names[0]), sum(-(-bits // 8) for bits in sizes.values())
+    if names[0] != what:
+        plane = opened(plane, (size,), what)
+    if plane.dtype != np.uint8 or plane.shape != (size,):
+        raise FormatError(
+            f"the tensor {what!r} is {plane.dtype} {plane.shape}; the survivors need uint8 "
+            f"({size},)."
+        )
+    first = 0
+    for name, bits in sizes.items():
+        last = first - (-bits // 8)
+        check_pad_bits(plane[last - 1 : last], bits, f"bits {what!r} have")
+        yield name, plane[first:last]
+        first = last

@@ -234,6 +234,7 @@ def check_digest(connectome: Connectome, config: ConnectomeConfig, source: Path)
 
 
 def open_file(file: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
