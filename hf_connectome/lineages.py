@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 
 LINEAGE_FILE = "lineage.safetensors"
 LINEAGE_FORMAT = "connectome-lineage"
-_KEPT, _FLIPPED, _FRAMED = "kept", "flipped", ".zst"
+_PLANES = _KEPT, _FLIPPED = "kept", "flipped"
+_FRAMED, _WHOLE = ".zst", (".scale", ".value")
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def _relative(
         if entry.sign_bits is not None:
             inherited = _inherited(before, entry.mask_bits, entry.num_survivors)
             flipped.append(entry.sign_bits ^ inherited)
-    tensors = {n: array for n, array in whole.items() if n.endswith((".scale", ".value"))}
+    tensors = {n: array for n, array in whole.items() if n.endswith(_WHOLE)}
     for name, planes in ((_KEPT, kept), (_FLIPPED, flipped)):
         plane = np.concatenate([np.zeros(0, np.uint8), *planes])
         frame = shrunk(plane)
@@ -243,6 +244,12 @@ def _by_generation(
             raise FormatError(
                 f"{file} has the tensor {key!r}; names begin with {min(configs)}/ to "
                 f"{max(configs)}/."
+            )
+        is_later = numbers[number] != min(configs)
+        if is_later and name.removesuffix(_FRAMED) not in _PLANES and not name.endswith(_WHOLE):
+            raise FormatError(
+                f"{file} has the tensor {key!r}; of a later generation expected are "
+                f"{', '.join((*_PLANES, *_WHOLE))}."
             )
         parts[numbers[number]][name] = array
     return parts

@@ -27,7 +27,18 @@ from hf_connectome.selection import keep
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "CLI.md"
-COMMANDS = ["show", "verify", "diff", "convert", "wire", "load-test", "push", "pull", "search"]
+COMMANDS = [
+    "show",
+    "verify",
+    "diff",
+    "convert",
+    "wire",
+    "lineage",
+    "load-test",
+    "push",
+    "pull",
+    "search",
+]
 
 
 class Ran:
