@@ -752,7 +752,7 @@ def test_project_has_what_hf_looks_for_in_an_extension():
 def test_lineage_is_stored_listed_and_taken_out(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     parent = stored("run/generation-0", density=1.0)
-    half = {n: e for n, e in drawn(tiny_model("gpt2"), density=0.5, seed=0).items()}
+    half = dict(drawn(tiny_model("gpt2"), density=0.5, seed=0).items())
     child = parent.replace(half, config=replace(parent.config, generation=1))
     storage.write(child, "run/generation-1")
     ran = run("lineage", "run", "x.safetensors", "--json")

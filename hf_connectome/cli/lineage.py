@@ -39,7 +39,7 @@ def lineage(
     ] = None,
     json: Json = False,
 ) -> Result:
-    """Store a run's generations in one file, list them, or take them out."""
+    """Store a run in one file, list it, or take it out."""
     document: dict[str, Any] = {"source": str(path), "path": None if to is None else str(to)}
     if path.is_dir():
         document |= _stored(path, to, generation)
