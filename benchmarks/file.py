@@ -44,7 +44,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def random_connectome(density: float, num_layers: int) -> Connectome:
     """Draw a connectome over the matrices of a GPT-2 of small's width and a small vocabulary."""
     with torch.device("meta"):
-        model = GPT2LMHeadModel(GPT2Config(n_layer=num_layers, vocab_size=4096))
+        model = GPT2LMHeadModel(
+            GPT2Config(n_layer=num_layers, vocab_size=4096, bos_token_id=0, eos_token_id=0)
+        )
     scope = resolve(model)
     drawn = wirings.get("random")().build(scope, density, seed=0)
     return drawn.replace(config=describe(model, ConnectomeConfig(density=density), scope))
