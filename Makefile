@@ -3,7 +3,7 @@
 PYTHON ?= python3
 WORKERS ?= 2
 RUN ?= runs/cpu
-EXTRAS := dev,report,eval
+EXTRAS := dev,report,eval,context
 # Without its dependencies, which the pins exclude and nothing here needs: one of its files is read.
 CECT := cect==0.3.5
 

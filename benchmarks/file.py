@@ -1,81 +1,91 @@
-"""Size, speed and memory of a connectome's file beside safetensors' file of the dense weights.
+"""Size and speed of a connectome's file beside safetensors' file of the dense weights.
 
-    python benchmarks/file.py [--connectomes FOLDER ...] [--rounds 5] [--json]
+    python benchmarks/file.py [--connectomes FOLDER ...] [--run RUN] [--rounds 3] [--json FILE]
 
-Sizes: of a random 25 % connectome of GPT-2 small (50 matrices, 124,318,464 weights) and of the
-connectomes in the folders given, as ratios to bf16 (how often smaller) and to the entropy floor of
-independent weights, sum of n (H(d) + d) over the tensors. Times: of the random one, medians over
-interleaved rounds, as ratios to the dense float32 file. To load is to check all of a connectome,
-and to have read every byte of a dense file, which safetensors itself only maps. Memory: what a
-child process takes for one load beyond what it has after its imports (Linux).
+Sizes: of a random 25 % connectome (4 layers of GPT-2 small's width without embeddings, and the two
+evolved ones in model_cards/), of the connectomes in the folders given, and of a run's generations
+apart beside its lineage in one file. They are ratios to bf16 (how often smaller) and to the
+entropy floor of independent weights, per layer: the sum of n (H(d) + d) over the tensors. Each is
+a whole file; "planes" leaves out the header. Speed: of the random one, CPU time, medians over
+interleaved rounds. To load is to check all of a connectome, and to have read every byte of a dense
+file, which safetensors itself only maps. Nothing here runs on an accelerator.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from measuring import finish, interleaved, parser_of, peak_memory, ratio, table
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_connectome import Connectome, ConnectomeConfig
 from hf_connectome.architecture import build_host
-from hf_connectome.codecs import CODECS
+from hf_connectome.arrays import to_arrays
+from hf_connectome.cards.facts import floor_bits
+from hf_connectome.codecs import CODECS, decode, encode
 from hf_connectome.hosts import describe
+from hf_connectome.lineages import read_lineage, read_run, write_lineage
 from hf_connectome.scope import parameters_of, resolve
-from hf_connectome.storage import WEIGHTS_FILE, read, read_config, to_bytes, write
+from hf_connectome.storage import read, to_bytes, write
 from hf_connectome.wirings import wirings
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CARDS = Path(__file__).parents[1] / "model_cards"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def gpt2_connectome(density: float) -> Connectome:
-    """Draw a connectome over all matrices of GPT-2 small."""
+def random_connectome(density: float, num_layers: int) -> Connectome:
+    """Draw a connectome over the matrices of a GPT-2 of small's width and a small vocabulary."""
     with torch.device("meta"):
-        model = GPT2LMHeadModel(GPT2Config())
+        model = GPT2LMHeadModel(
+            GPT2Config(n_layer=num_layers, vocab_size=4096, bos_token_id=0, eos_token_id=0)
+        )
     scope = resolve(model)
     drawn = wirings.get("random")().build(scope, density, seed=0)
     return drawn.replace(config=describe(model, ConnectomeConfig(density=density), scope))
 
 
-def floor_bytes(connectome: Connectome) -> float:
-    """Return the bytes that no code goes below where weights and signs are independent."""
-    bits = 0.0
-    for entry in connectome.values():
-        d = entry.density
-        entropy = -sum(p * math.log2(p) for p in (d, 1 - d) if p)
-        bits += entry.num_weights * (entropy + (d if entry.sign_bits is not None else 0.0))
-    return bits / 8
-
-
-def sizes(name: str, connectome: Connectome) -> list[dict[str, object]]:
-    """Return a row a codec; whole files, header included."""
-    weights, floor = connectome.num_weights, floor_bytes(connectome)
-    rows: list[dict[str, object]] = []
+def sizes(name: str, connectome: Connectome) -> list[dict[str, Any]]:
+    """Return a row a codec."""
+    rows = []
     for codec in CODECS:
-        count = len(to_bytes(connectome, codec=codec))
+        planes = to_arrays(connectome, codec=codec).values()
+        num_bytes, floor = len(to_bytes(connectome, codec=codec)), floor_bits(connectome)
         rows.append(
             {
                 "connectome": name,
-                "weights": weights,
+                "weights": connectome.num_weights,
                 "density": connectome.density,
                 "codec": codec,
-                "bytes": count,
-                "bits_per_weight": 8 * count / weights,
-                "smaller_than_bf16": 2 * weights / count,
-                "to_floor": count / floor,
+                "bytes": num_bytes,
+                "bits a weight": 8 * num_bytes / connectome.num_weights,
+                "smaller than bf16": 2 * connectome.num_weights / num_bytes,
+                "to the floor": 8 * num_bytes / floor,
+                "planes to the floor": 8 * sum(plane.nbytes for plane in planes) / floor,
             }
         )
+    return rows
+
+
+def lineage_sizes(run: Path, folder: Path) -> list[dict[str, Any]]:
+    """Return a row a codec of the files apart: the one file of all generations beside them."""
+    connectomes, file = read_run(run), folder / "lineage.safetensors"
+    write_lineage(connectomes, file)
+    found = list(read_lineage(file).values())
+    assert [one.digest for one in found] == [one.digest for one in connectomes]
+    rows = []
+    for codec in CODECS:
+        apart = sum(len(to_bytes(one, codec=codec)) for one in connectomes)
+        one = file.stat().st_size
+        row = {"run": run.name, "generations": len(found), "lineage bytes": one, "codec": codec}
+        rows.append(row | {"bytes apart": apart, "lineage to apart": one / apart})
     return rows
 
 
@@ -84,134 +94,67 @@ def read_whole(file: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in load_file(file).items()}
 
 
-def prepared(connectome: Connectome, folder: Path) -> dict[str, dict[str, Callable[[], object]]]:
-    """Return what is timed: 'save' and 'load' -> kind of file -> function."""
+def jobs_of(connectome: Connectome, folder: Path) -> dict[str, Callable[[], object]]:
+    """Return what is timed; 'encode' and 'decode' are the codec alone, from and to packed bits."""
     assert connectome.config is not None
     host = build_host(connectome.config, seed=0)
     dense = {name: p.detach().clone() for name, p in parameters_of(host).items()}
-    jobs: dict[str, dict[str, Callable[[], object]]] = {"save": {}, "load": {}}
+    jobs: dict[str, Callable[[], object]] = {}
     for name, dtype in DTYPES.items():
         tensors = {key: tensor.to(dtype) for key, tensor in dense.items()}
         file = folder / f"{name}.safetensors"
-        jobs["save"][name] = lambda tensors=tensors, file=file: save_file(tensors, file)
-        jobs["load"][name] = lambda file=file: read_whole(file)
-        if name == "float32":
-            jobs["load"]["float32, mapped only"] = lambda file=file: load_file(file)
+        jobs[f"save {name}"] = lambda tensors=tensors, file=file: save_file(tensors, file)
+        jobs[f"load {name}"] = lambda file=file: read_whole(file)
     for codec in CODECS:
         path = folder / codec
-        jobs["save"][codec] = lambda path=path, codec=codec: write(connectome, path, codec=codec)
-        jobs["load"][codec] = lambda path=path: read(path)
-        # The library's own part: the bytes in memory, no disk that others share.
-        jobs["save"][f"{codec}, encode only"] = lambda codec=codec: to_bytes(
-            connectome, codec=codec
-        )
-        jobs["load"][f"{codec}, host given"] = lambda path=path, host=host: read(path, host=host)
+        planes = {name: encode(entry, codec) for name, entry in connectome.items()}
+        jobs[f"save {codec}"] = lambda path=path, codec=codec: write(connectome, path, codec=codec)
+        jobs[f"load {codec}"] = lambda path=path: read(path, host=host)
+        jobs[f"encode {codec}"] = lambda codec=codec: [
+            encode(entry, codec) for entry in connectome.values()
+        ]
+        jobs[f"decode {codec}"] = lambda planes=planes: [
+            decode(planes[name], entry.shape) for name, entry in connectome.items()
+        ]
     return jobs
 
 
-def times(connectome: Connectome, folder: Path, rounds: int) -> list[dict[str, object]]:
-    """Return a row an operation and kind of file: medians, and their ratios to float32."""
-    jobs = prepared(connectome, folder)
-    taken: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for number in range(rounds + 1):
-        for operation, kinds in jobs.items():
-            for kind, job in kinds.items():
-                wall, cpu = time.perf_counter(), time.process_time()
-                job()
-                spent = (time.perf_counter() - wall, time.process_time() - cpu)
-                if number:  # the first round warms up
-                    taken.setdefault((operation, kind), []).append(spent)
-    rows: list[dict[str, object]] = []
-    for (operation, kind), spent in taken.items():
-        dense = taken[operation, "float32"]
-        wall, cpu = (statistics.median(s[i] for s in spent) for i in (0, 1))
-        ratio = [
-            statistics.median(s[i] / d[i] for s, d in zip(spent, dense, strict=True))
-            for i in (0, 1)
-        ]
-        rows.append(
-            {
-                "operation": operation,
-                "kind": kind,
-                "wall_seconds": wall,
-                "cpu_seconds": cpu,
-                "wall_to_float32": ratio[0],
-                "cpu_to_float32": ratio[1],
-                "weights_per_cpu_second": connectome.num_weights / cpu,
-            }
-        )
+def times(connectome: Connectome, folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """Return a row a job: its median, its speed, and its ratio to both dense files."""
+    found = interleaved(jobs_of(connectome, folder), rounds)
+    rows = []
+    for job, spent in found.items():
+        operation, seconds = job.split()[0], statistics.median(spent)
+        row: dict[str, Any] = {"job": job, "CPU seconds": seconds}
+        row["million weights a second"] = connectome.num_weights / seconds / 1e6
+        for name in DTYPES:
+            known = f"{operation} {name}" in found
+            row[f"to {name}"] = ratio(found, job, f"{operation} {name}") if known else "-"
+        rows.append(row)
     return rows
-
-
-def taken_by_load(path: Path) -> None:
-    """Print how many bytes one load takes; runs in a process of its own."""
-    if path.is_dir():
-        build_host(read_config(path), device="meta")  # imports the model's module
-    before = highest_memory()
-    kept = read(path) if path.is_dir() else read_whole(path)
-    print(highest_memory() - before, len(kept))
-
-
-def highest_memory() -> int:
-    """Return the peak of resident bytes. ru_maxrss would begin at that of the parent process."""
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
-def memory(folder: Path) -> list[dict[str, object]]:
-    """Return a row a kind of file, once each was saved."""
-    rows: list[dict[str, object]] = []
-    files = [folder / f"{name}.safetensors" for name in DTYPES]
-    for path in [*files, *(folder / codec for codec in CODECS)]:
-        command = [sys.executable, __file__, "--memory-of-load", str(path)]
-        ran = subprocess.run(command, capture_output=True, text=True, check=True)
-        size = (path / WEIGHTS_FILE if path.is_dir() else path).stat().st_size
-        peak = int(ran.stdout.split()[0])
-        rows.append({"kind": path.stem, "peak_bytes": peak, "to_file": peak / size})
-    return rows
-
-
-def show(found: dict[str, list[dict[str, object]]]) -> None:
-    """Print a table each."""
-    for title, rows in found.items():
-        print(f"\n{title}")
-        cells = [list(rows[0])]
-        cells += [
-            [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows
-        ]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        for row in cells:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
 
 
 def main() -> None:
-    """Print three tables, or one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the tables, and write the record if asked."""
+    parser = parser_of(__doc__, rounds=3)
     parser.add_argument("--connectomes", nargs="*", type=Path, default=[], help="for sizes")
+    parser.add_argument("--run", type=Path, help="folder of a run, for its lineage")
     parser.add_argument("--density", type=float, default=0.25)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sizes-only", action="store_true")
-    parser.add_argument("--memory-of-load", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--layers", type=int, default=4, help="of the random connectome")
     options = parser.parse_args()
-    if options.memory_of_load is not None:
-        taken_by_load(options.memory_of_load)
-        return
-    random = gpt2_connectome(options.density)
-    found = {"sizes": sizes("random GPT-2 small", random)}
-    for path in options.connectomes:
-        found["sizes"] += sizes(os.fspath(path), read(path))
-    if not options.sizes_only:
-        with tempfile.TemporaryDirectory() as folder:
-            found["times"] = times(random, Path(folder), options.rounds)
-            found["memory"] = memory(Path(folder))
-    about = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
-    if options.json:
-        print(json.dumps({"about": about, **found}, indent=1))
-        return
-    print(about)
-    show(found)
+    torch.set_num_threads(1)
+    random = random_connectome(options.density, options.layers)
+    rows = sizes("random", random)
+    for path in [CARDS / "example", CARDS / "openstax-small", *options.connectomes]:
+        rows += sizes(path.name, read(path))
+    more: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        more["times"] = times(random, Path(scratch), options.rounds)
+        if options.run is not None:
+            more["lineage"] = lineage_sizes(options.run, Path(scratch))
+    for part in more.values():
+        print(table(part) + "\n")
+    finish(options, rows, **more, peak_bytes=peak_memory())
 
 
 if __name__ == "__main__":

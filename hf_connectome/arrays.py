@@ -134,14 +134,18 @@ def _entry(scoped: ScopedParameter, part: Mapping[str, Array], file: Path) -> Si
 
 
 def _packed_shape(part: Mapping[str, Array], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of the packed mask in the file, of a frame as far as its size tells it."""
+    """Return the shape of the packed mask in the file, as far as its form tells it.
+
+    A frame tells its size; a stream tells nothing, so it counts as one of the host's shape.
+    """
     form = next(form for form in MASK_FORMS if form in part)
     if form == MASK_FORMS[0] or not shape:
         return tuple(part[form].shape)
     rows, columns = shape[0], prod(shape[1:])
     sizes = {MASK_FORMS[1]: rows * -(-columns // 8), MASK_FORMS[2]: columns * -(-rows // 8)}
-    size = declared_size(part[form])
-    return (rows, -(-columns // 8)) if size == sizes[form] else (size,)
+    if form not in sizes or (size := declared_size(part[form])) == sizes[form]:
+        return rows, -(-columns // 8)
+    return (size,)
 
 
 def _value(name: str, shape: tuple[int, ...], value: Array, file: Path) -> torch.Tensor:

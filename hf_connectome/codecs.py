@@ -1,19 +1,20 @@
-"""How the two planes of an entry stand in the file: plain, or as the smallest zstd frame.
+"""How the two planes of an entry stand in the file: plain, as a zstd frame, or coded by context.
 
-A tensor's name says its codec and scan (``.mask``, ``.mask.zst``, ``.mask.col.zst``). Frames of
-strangers are looked at before they are opened. Names of parameters are arrays.py's.
+A tensor's name says its form (``.mask``, ``.mask.zst``, ``.mask.col.zst``, ``.mask.ctx``). Frames
+of strangers are looked at before they are opened. Names of parameters are arrays.py's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zstandard
 
+from hf_connectome import context
+from hf_connectome.bits import gathered, spread, transposed
 from hf_connectome.errors import FormatError, UnknownNameError, did_you_mean
 from hf_connectome.signed_mask import SignedMask, check_dimensions, check_pad_bits
 
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
     Bits = NDArray[np.uint8]
 
-CODECS = ("plain", "zstd")
-MASK_FORMS = (".mask", ".mask.zst", ".mask.col.zst")
-SIGN_FORMS = (".sign", ".sign.zst", ".sign.col.zst")
-"""Plain; a frame of the same bytes; a frame of the column scan."""
+CODECS = ("plain", "zstd", "context")
+MASK_FORMS = (".mask", ".mask.zst", ".mask.col.zst", ".mask.ctx")
+SIGN_FORMS = (".sign", ".sign.zst", ".sign.col.zst", ".sign.ctx")
+"""Plain; a frame of the same bytes; a frame of the column scan; a stream of context.py."""
 
 _LEVEL = 3
 _FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -33,18 +34,25 @@ _MAX_WINDOW = 8 << 20
 """What every zstd decoder supports (RFC 8878, section 3.1.1.1.2)."""
 _MOST_FROM_A_BYTE = 1 << 15
 """A block gives at most 128 KiB and takes at least 4 bytes (RFC 8878, section 3.1.1.2)."""
-_CHUNK = 1 << 17
-"""Bytes of a mask that are worked on at a time, so that the steps stay in the cache."""
 
 
 def check_codec(codec: str) -> None:
-    """Refuse a codec that does not exist.
+    """Refuse a codec that does not exist or cannot be had here.
 
     Raises:
         UnknownNameError: with the codecs that there are.
+        ConfigError: 'context' without the package that it needs.
     """
     if codec not in CODECS:
         raise UnknownNameError(f"unknown codec {codec!r}. {did_you_mean(str(codec), CODECS)}")
+    if codec == "context":
+        context.check_installed()
+
+
+def codec_of(names: Iterable[str]) -> str:
+    """Return the codec that a file's tensors were written by, told by their names."""
+    ends = {name.rpartition(".")[2] for name in names}
+    return "context" if "ctx" in ends else "zstd" if "zst" in ends else "plain"
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -54,27 +62,57 @@ def encode(entry: SignedMask, codec: str) -> dict[str, Bits]:
     """Return the planes of an entry by the suffixes that they have in the file.
 
     With ``zstd`` each plane takes its smallest form, the plainer one on a tie; a plane that does
-    not get smaller stays plain.
+    not get smaller stays plain. With ``context`` the stream of context.py is one form more.
     """
     check_codec(codec)
     if codec == "plain":
         plain = {MASK_FORMS[0]: entry.mask_bits}
         return plain if entry.sign_bits is None else plain | {SIGN_FORMS[0]: entry.sign_bits}
-    compressor = zstandard.ZstdCompressor(level=_LEVEL)  # one thread: its bytes do not vary
-
-    def smallest(forms: tuple[str, ...], row: Bits, column: Bits) -> tuple[str, Bits]:
-        frames = [
-            np.frombuffer(compressor.compress(plane.data), np.uint8) for plane in (row, column)
-        ]
-        return min(zip(forms, (row, *frames), strict=True), key=lambda form: form[1].size)
-
     across = transposed(entry.mask_bits, entry.columns)
-    planes = dict([smallest(MASK_FORMS, entry.mask_bits, across)])
+    mask_stream, sign_stream = _streams(entry) if codec == "context" else (None, None)
+    planes = _smallest(MASK_FORMS, entry.mask_bits, across, mask_stream)
     if entry.sign_bits is not None:
-        negative = transposed(_spread(entry.sign_bits, entry.mask_bits), entry.columns)
-        column = _gathered(negative, across, entry.num_survivors)
-        planes |= dict([smallest(SIGN_FORMS, entry.sign_bits, column)])
+        negative = transposed(spread(entry.sign_bits, entry.mask_bits), entry.columns)
+        column = gathered(negative, across, entry.num_survivors)
+        planes |= _smallest(SIGN_FORMS, entry.sign_bits, column, sign_stream)
     return planes
+
+
+def _smallest(
+    forms: tuple[str, ...], row: Bits, column: Bits, stream: Bits | None
+) -> dict[str, Bits]:
+    planes = zip(forms, (row, _framed(row), _framed(column), stream), strict=True)
+    there = {form: plane for form, plane in planes if plane is not None}
+    chosen = min(there, key=lambda form: there[form].size)
+    return {chosen: there[chosen]}
+
+
+def shrunk(plane: Bits) -> Bits:
+    """Return the frame of a plane if that is smaller, else the plane itself."""
+    return min(plane, _framed(plane), key=np.size)
+
+
+def _framed(plane: Bits) -> Bits:
+    # One thread, so that its bytes do not vary.
+    return np.frombuffer(zstandard.ZstdCompressor(level=_LEVEL).compress(plane.data), np.uint8)
+
+
+def _streams(entry: SignedMask) -> tuple[Bits | None, Bits | None]:
+    """Return the streams of mask and signs; None where there can be none."""
+    mask = _dense(entry.mask_bits, entry.columns)
+    stream = context.encode(mask, _everywhere(mask.shape))
+    if entry.sign_bits is None or not entry.num_survivors:
+        return stream, None
+    negative = _dense(spread(entry.sign_bits, entry.mask_bits), entry.columns)
+    return stream, context.encode(negative, mask)
+
+
+def _everywhere(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    return np.broadcast_to(np.True_, shape)
+
+
+def _dense(bits: Bits, columns: int) -> NDArray[np.bool_]:
+    return np.unpackbits(bits, axis=1, count=columns, bitorder="little").view(np.bool_)
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -98,24 +136,51 @@ def decode(
     rows, columns = shape[0], prod(shape[1:])
     form = _only(tensors, MASK_FORMS)
     assert form is not None, "arrays.py asks only for parameters that have a mask"
-    mask = tensors[form]
-    if form == MASK_FORMS[1]:
-        mask = _opened(mask, (rows, -(-columns // 8)), "mask")
-    elif form == MASK_FORMS[2]:
-        across = _opened(mask, (columns, -(-rows // 8)), "mask")
-        check_pad_bits(across[:, -1], rows, "mask has")
-        mask = transposed(across, rows)
+    mask = _mask(form, tensors[form], rows, columns)
     form = _only(tensors, SIGN_FORMS)
     if form is None or form == SIGN_FORMS[0]:
         return mask, None if form is None else tensors[form]
     # The number of survivors decides the size of the signs, so the mask is checked before them.
     num_survivors = SignedMask(shape=shape, mask_bits=mask).num_survivors
-    sign = _opened(tensors[form], (-(-num_survivors // 8),), "signs")
-    if form == SIGN_FORMS[2]:
-        check_pad_bits(sign[-1:], num_survivors, "signs have")
-        negative = transposed(_spread(sign, transposed(mask, columns)), rows)
-        sign = _gathered(negative, mask, num_survivors)
-    return mask, sign
+    return mask, _sign(form, tensors[form], mask, columns, num_survivors)
+
+
+def _mask(form: str, plane: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
+    if form == MASK_FORMS[0]:
+        return plane
+    if form == MASK_FORMS[1]:
+        return opened(plane, (rows, -(-columns // 8)), "mask")
+    if form == MASK_FORMS[2]:
+        across = opened(plane, (columns, -(-rows // 8)), "mask")
+        check_pad_bits(across[:, -1], rows, "mask has")
+        return transposed(across, rows)
+    dense = _decoded(plane, _everywhere((rows, columns)), rows * columns, "mask")
+    return np.packbits(dense, axis=1, bitorder="little")
+
+
+def _sign(form: str, plane: NDArray[Any], mask: Bits, columns: int, num_survivors: int) -> Bits:
+    if form == SIGN_FORMS[3]:
+        survivors = _dense(mask, columns)
+        negative = _decoded(plane, survivors, num_survivors, "signs")
+        return np.packbits(negative[survivors], bitorder="little")
+    sign = opened(plane, (-(-num_survivors // 8),), "signs")
+    if form == SIGN_FORMS[1]:
+        return sign
+    check_pad_bits(sign[-1:], num_survivors, "signs have")
+    across = spread(sign, transposed(mask, columns))
+    return gathered(transposed(across, mask.shape[0]), mask, num_survivors)
+
+
+def _decoded(
+    stream: NDArray[Any], places: NDArray[np.bool_], num_bits: int, what: str
+) -> NDArray[np.bool_]:
+    """Decode a stream of context.py at the places that the host and the mask tell."""
+    _check_bytes(stream, f"stream of the {what}")
+    try:
+        return context.decode(stream, places, num_bits)
+    except (FormatError, MemoryError) as error:
+        reason = str(error) or "there is no memory for its bits."
+        raise FormatError(f"of the {what}: {reason} Download it again.") from error
 
 
 def declared_size(frame: NDArray[Any]) -> int:
@@ -134,12 +199,9 @@ def _only(tensors: Mapping[str, Any], forms: tuple[str, ...]) -> str | None:
     return found[0] if found else None
 
 
-def _opened(frame: NDArray[Any], shape: tuple[int, ...], what: str) -> Bits:
+def opened(frame: NDArray[Any], shape: tuple[int, ...], what: str) -> Bits:
     """Decompress a frame whose size the host has told; all is checked before memory is taken."""
-    if frame.dtype != np.uint8 or frame.ndim != 1:
-        raise FormatError(
-            f"the frame of the {what} is {frame.dtype} {frame.shape}; expected uint8 (bytes,)."
-        )
+    _check_bytes(frame, f"frame of the {what}")
     data, size = frame.tobytes(), prod(shape)
     try:
         _check_frame(data, size, what)
@@ -152,6 +214,11 @@ def _opened(frame: NDArray[Any], shape: tuple[int, ...], what: str) -> Bits:
     if len(plane) != size:
         raise FormatError(f"the frame of the {what} gives {len(plane)} bytes; expected {size}.")
     return np.frombuffer(plane, np.uint8).reshape(shape)
+
+
+def _check_bytes(array: NDArray[Any], what: str) -> None:
+    if array.dtype != np.uint8 or array.ndim != 1:
+        raise FormatError(f"the {what} is {array.dtype} {array.shape}; expected uint8 (bytes,).")
 
 
 def _check_frame(data: bytes, size: int, what: str) -> None:
@@ -180,95 +247,3 @@ def _check_frame(data: bytes, size: int, what: str) -> None:
         )
     if frame.dict_id:
         raise FormatError(f"the frame of the {what} needs the dictionary {frame.dict_id}; none is.")
-
-
-# ---- bits ----------------------------------------------------------------------------------------
-
-
-def transposed(bits: Bits, columns: int) -> Bits:
-    """Return ``(columns, ceil(rows / 8))``: bit r of its row c is bit c of row r of ``bits``.
-
-    Eight bytes, one of each of eight rows, are an 8 x 8 matrix of bits that three swaps transpose.
-    """
-    rows, width = bits.shape
-    padded = np.zeros((-(-rows // 8) * 8, width), np.uint8)
-    padded[:rows] = bits
-    blocks = np.ascontiguousarray(padded.reshape(-1, 8, width).transpose(0, 2, 1))
-    words = blocks.view("<u8")[..., 0].astype(np.uint64)
-    for shift, pattern in (
-        (7, 0x00AA00AA00AA00AA),
-        (14, 0x0000CCCC0000CCCC),
-        (28, 0x00000000F0F0F0F0),
-    ):
-        swap = (words ^ (words >> np.uint64(shift))) & np.uint64(pattern)
-        words ^= swap ^ (swap << np.uint64(shift))
-    blocks = words.astype("<u8")[..., None].view(np.uint8)
-    return np.ascontiguousarray(blocks.transpose(1, 2, 0)).reshape(width * 8, -1)[:columns]
-
-
-def _spread(stream: Bits, mask: Bits) -> Bits:
-    """Put the bits of a stream on the ones of a mask, in order; the rest is 0."""
-    # 16 bits from each byte on: wherever a byte of the mask begins to read, it finds its 8.
-    padded = np.concatenate([stream, np.zeros(2, np.uint8)]).astype(np.uint16)
-    ahead = padded[:-1] | padded[1:] << 8
-    spread = np.empty(mask.size, np.uint8)
-    for part, chunk, _, starts in _chunks(mask):
-        bits = (ahead[starts >> 3] >> (starts & 7).astype(np.uint16)) & 0xFF
-        spread[part : part + chunk.size] = _table_of_spread()[_pair(chunk, bits)]
-    return spread.reshape(mask.shape)
-
-
-def _gathered(plane: Bits, mask: Bits, num_ones: int) -> Bits:
-    """Return the bits of a plane where a mask is 1, in order, as a stream."""
-    words = np.zeros(num_ones // 64 + 2, np.uint64)
-    flat = plane.reshape(-1)
-    for part, chunk, counts, starts in _chunks(mask):
-        values = _table_of_gather()[_pair(chunk, flat[part : part + chunk.size])]
-        begin = starts[::8].astype(np.uint64)
-        joined, sizes = (np.pad(x.astype(np.uint64), (0, -x.size % 8)) for x in (values, counts))
-        for _ in range(3):  # bytes join to words of up to 64 bits
-            joined = joined[::2] | joined[1::2] << sizes[::2]
-            sizes = sizes[::2] + sizes[1::2]
-        word, shift = (begin >> np.uint64(6)).astype(np.intp), begin & np.uint64(63)
-        # No two have a bit in common, so that sums are unions.
-        np.add.at(words, word, joined << shift)
-        np.add.at(words, word + 1, joined >> np.uint64(1) >> np.uint64(63) - shift)
-    return words.astype("<u8").view(np.uint8)[: -(-num_ones // 8)]
-
-
-def _chunks(mask: Bits) -> Iterator[tuple[int, Bits, Bits, NDArray[np.int64]]]:
-    """Give (first byte, bytes of the mask, ones in each, ones before each)."""
-    flat, before = np.ascontiguousarray(mask).reshape(-1), 0
-    for first in range(0, flat.size, _CHUNK):
-        chunk = flat[first : first + _CHUNK]
-        counts = np.bitwise_count(chunk)
-        ends = before + np.cumsum(counts, dtype=np.int64)
-        before = int(ends[-1])
-        yield first, chunk, counts, ends - counts
-
-
-def _pair(mask: Bits, bits: NDArray[Any]) -> NDArray[np.uint16]:
-    pair: NDArray[np.uint16] = mask.astype(np.uint16) << 8 | bits
-    return pair
-
-
-@cache
-def _table_of_spread() -> Bits:
-    """For (mask, bits) as two bytes of an index: the bits put on the ones of the mask."""
-    return _table(lambda bit, rank, bits: (bits >> rank & 1) << bit)
-
-
-@cache
-def _table_of_gather() -> Bits:
-    """For (mask, bits) as two bytes of an index: the bits where the mask is 1, side by side."""
-    return _table(lambda bit, rank, bits: (bits >> bit & 1) << rank)
-
-
-def _table(moved: Any) -> Bits:
-    mask, bits = np.divmod(np.arange(1 << 16), 256)
-    table, rank = np.zeros(1 << 16, np.int64), np.zeros(1 << 16, np.int64)
-    for bit in range(8):
-        one = mask >> bit & 1
-        table |= one * moved(bit, rank, bits)
-        rank += one
-    return table.astype(np.uint8)

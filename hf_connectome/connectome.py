@@ -217,6 +217,15 @@ class Connectome(Mapping[str, SignedMask]):
 
         write(self, path, codec=codec)
 
+    @classmethod
+    def from_lineage(
+        cls, file: str | PathLike[str], generation: int, *, host: torch.nn.Module | None = None
+    ) -> Connectome:
+        """Read one generation of a lineage; see :func:`hf_connectome.lineages.read_lineage`."""
+        from hf_connectome.lineages import read_lineage
+
+        return read_lineage(file, host=host, last=generation)[generation]
+
     def push_to_hub(self, repo_id: str, **options: Any) -> Pushed:
         """Push it as one commit; see :func:`hf_connectome.publishing.publish_connectome`."""
         from hf_connectome.publishing import publish_connectome

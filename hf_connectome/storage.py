@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_connectome.architecture import build_host
 from hf_connectome.arrays import from_arrays, to_arrays
-from hf_connectome.codecs import check_codec
+from hf_connectome.codecs import check_codec, codec_of
 from hf_connectome.errors import (
     ConfigError,
     ConnectomeError,
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 FORMAT = "connectome"
 FORMAT_VERSION = 1
+CONTEXT_VERSION = 2
+"""Of a file with planes of the codec 'context'; the highest version that this release reads."""
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONNECTOME_FOLDER = "connectome"
@@ -62,11 +64,13 @@ def write(connectome: Connectome, path: str | os.PathLike[str], *, codec: str = 
     Args:
         connectome: with a config.
         path: folder, made if it is not there.
-        codec: 'plain', or 'zstd' for the smaller file; both hold the same connectome.
+        codec: 'plain', 'zstd' for a smaller file, or 'context' for the smallest; all hold the same
+            connectome.
 
     Raises:
         UnknownNameError: no such codec.
-        ConfigError: the connectome has no config, so a reader could not bind it to a host.
+        ConfigError: the connectome has no config, so a reader could not bind it to a host; or the
+            codec needs a package that is not installed.
         StorageError: the file system refused; earlier files are whole.
     """
     check_codec(codec)
@@ -104,23 +108,21 @@ def to_bytes(connectome: Connectome, *, codec: str = "plain") -> bytes:
     """
     check_codec(codec)
     arrays = to_arrays(connectome, codec=codec)
-    tensors = {n: (_TAGS[a.dtype.name], a) for n, a in arrays.items()}
+    version = CONTEXT_VERSION if codec_of(arrays) == "context" else FORMAT_VERSION
     metadata = {
         "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "min_reader": "1",
+        "format_version": str(version),
+        "min_reader": str(version),
         "base_fingerprint": scope_fingerprint(connectome),
         "content_digest": connectome.digest,
         "num_weights": str(connectome.num_weights),
         "num_survivors": str(connectome.num_survivors),
         "density": repr(connectome.density),
     }
-    return _serialize(tensors, metadata)
+    return serialize(arrays, metadata)
 
 
-def _serialize(
-    tensors: Mapping[str, tuple[str, np.ndarray[Any, Any]]], metadata: Mapping[str, str]
-) -> bytes:
+def serialize(arrays: Mapping[str, np.ndarray[Any, Any]], metadata: Mapping[str, str]) -> bytes:
     """Lay out a safetensors file with sorted keys.
 
     The safetensors library orders the metadata by a hash seeded per process, so its bytes differ
@@ -130,6 +132,7 @@ def _serialize(
     offset, chunks = 0, []
     # Wider dtypes first keeps every tensor aligned, as the library does.
     width = {"F32": 0, "F16": 1, "U8": 2}
+    tensors = {name: (_TAGS[array.dtype.name], array) for name, array in arrays.items()}
     for name, (dtype, array) in sorted(tensors.items(), key=lambda t: (width[t[1][0]], t[0])):
         chunk = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
         header[name] = {
@@ -145,11 +148,15 @@ def _serialize(
 
 
 def _config_bytes(connectome: Connectome) -> bytes:
+    return (json.dumps(config_fields(connectome), indent=2, sort_keys=True) + "\n").encode()
+
+
+def config_fields(connectome: Connectome) -> dict[str, Any]:
+    """Return the config to store beside a connectome, with its own digest and fingerprint."""
     # Those of what is written: a part or a successor of a connectome keeps the config of the first.
     facts = {"base_fingerprint": scope_fingerprint(connectome), "digest": connectome.digest}
     assert connectome.config is not None
-    fields = connectome.config.to_dict() | facts | {"inference_mode": True}
-    return (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
+    return connectome.config.to_dict() | facts | {"inference_mode": True}
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -176,12 +183,22 @@ def read(path: str | os.PathLike[str], *, host: nn.Module | None = None) -> Conn
 
 def read_config(folder: Path) -> ConnectomeConfig:
     """Read and validate ``adapter_config.json``."""
-    from hf_connectome.config import ConnectomeConfig, ConnectomePeftType
-
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise FormatError(f"{folder} has no {CONFIG_FILE}; it is not a connectome's folder.")
     fields = read_object(file, most_bytes=_MAX_CONFIG_BYTES, way_out="Download it again.")
+    return config_of(fields, file)
+
+
+def config_of(fields: Mapping[str, Any], file: Path) -> ConnectomeConfig:
+    """Make a config of the fields that a file has.
+
+    Raises:
+        FormatError: they are of another kind of adapter.
+        ConfigError: a field is outside its range.
+    """
+    from hf_connectome.config import ConnectomeConfig, ConnectomePeftType
+
     kind = fields.get("peft_type")
     if kind != ConnectomePeftType.CONNECTOME.value:
         raise FormatError(
@@ -194,8 +211,8 @@ def read_config(folder: Path) -> ConnectomeConfig:
 
 def from_file(file: Path, host: nn.Module, config: ConnectomeConfig) -> Connectome:
     """Read a connectome file and check it against its host."""
-    tensors, metadata = _open(file)
-    _check_metadata(metadata, file)
+    tensors, metadata = open_file(file)
+    check_metadata(metadata, file)
     connectome = from_arrays(tensors, host, config, file=file)
     _check_content(connectome, metadata, file)
     check_digest(connectome, config, file)
@@ -216,7 +233,8 @@ def check_digest(connectome: Connectome, config: ConnectomeConfig, source: Path)
         )
 
 
-def _open(file: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+def open_file(file: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -247,19 +265,20 @@ def _refuse_doubled_names(file: Path) -> None:
         json.loads(stream.read(size), object_pairs_hook=unique)
 
 
-def _check_metadata(metadata: Mapping[str, str], file: Path) -> None:
+def check_metadata(metadata: Mapping[str, str], file: Path, kind: str = FORMAT) -> None:
+    """Refuse a file of another format, or one for later readers."""
     found = metadata.get("format")
-    if found != FORMAT:
+    if found != kind:
         raise FormatError(
-            f"{file} has the format {found!r}, expected {FORMAT!r}: it holds no connectome."
+            f"{file} has the format {found!r}, expected {kind!r}: it holds no {kind}."
         )
     needed = metadata.get("min_reader", "")
     if not needed.isascii() or not needed.isdigit() or len(needed) > 9:
         raise FormatError(f"{file}: min_reader is {needed!r}; expected a whole number.")
-    if int(needed) > FORMAT_VERSION:
+    if int(needed) > CONTEXT_VERSION:
         raise FormatError(
             f"{file} needs a reader of format version {needed}; this release reads "
-            f"{FORMAT_VERSION}. Upgrade: pip install -U hf_connectome."
+            f"{CONTEXT_VERSION}. Upgrade: pip install -U hf_connectome."
         )
 
 

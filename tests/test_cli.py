@@ -29,8 +29,8 @@ from hf_connectome.selection import keep
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "CLI.md"
 COMMANDS = [
-    *("show", "verify", "diff", "convert", "wire", "combine", "lesion", "load-test", "speed"),
-    *("push", "pull", "search"),
+    *("show", "verify", "diff", "convert", "wire", "combine", "lesion", "lineage", "load-test"),
+    *("speed", "push", "pull", "search"),
 ]
 
 
@@ -806,6 +806,30 @@ def test_project_has_what_hf_looks_for_in_an_extension():
     assert re.search(r'^description = ".+"$', text, re.MULTILINE)  # what `hf extensions list` shows
     # A file of that name in the root would be taken for the whole program.
     assert not (ROOT / "hf-connectome").exists()
+
+
+# ---- lineage -------------------------------------------------------------------------------------
+
+
+def test_lineage_is_stored_listed_and_taken_out(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parent = stored("run/generation-0", density=1.0)
+    half = dict(drawn(tiny_model("gpt2"), density=0.5, seed=0).items())
+    child = parent.replace(half, config=replace(parent.config, generation=1))
+    storage.write(child, "run/generation-1")
+    ran = run("lineage", "run", "x.safetensors", "--json")
+    assert ran.code == 0
+    assert ran.json["bytes"] == Path("x.safetensors").stat().st_size
+    digests = [row["digest"] for row in ran.json["generations"]]
+    assert digests == [parent.digest, child.digest]
+    listed = run("lineage", "x.safetensors")
+    assert all(digest[:12] in listed.out for digest in digests)
+    assert run("lineage", "x.safetensors", "all").code == 0
+    assert storage.read("all/generation-1") == child
+    assert run("lineage", "x.safetensors", "one", "--generation", 1).code == 0
+    assert storage.read("one") == child
+    for wrong in (["run"], ["run", "y", "--generation", 1], ["x.safetensors", "--generation", 7]):
+        assert run("lineage", *wrong).code == 1
 
 
 # ---- docs/CLI.md ---------------------------------------------------------------------------------

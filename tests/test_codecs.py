@@ -14,13 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import drawn, tiny_model
 
-from hf_connectome import codecs
+from hf_connectome import bits
 from hf_connectome.arrays import from_arrays, to_arrays
-from hf_connectome.codecs import CODECS, MASK_FORMS, SIGN_FORMS, decode, encode
+from hf_connectome.codecs import MASK_FORMS, SIGN_FORMS, decode, encode
 from hf_connectome.config import ConnectomeConfig
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.errors import FormatError, HostMismatchError, UnknownNameError
 from hf_connectome.storage import WEIGHTS_FILE, from_file, read, to_bytes, write
+
+CODECS = tuple(FILES)
+"""Those that need no package of an extra; test_context.py has the third."""
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
@@ -70,7 +73,7 @@ def in_form(entry, mask_form, sign_form):
 @given(SHAPES, st.floats(0, 1), st.integers(0, 99))
 def test_transposed_bits_are_those_of_the_transposed_matrix(shape, density, seed):
     mask, _ = random_planes(shape, density, seed)
-    assert np.array_equal(codecs.transposed(packed(mask), shape[1]), packed(mask.T))
+    assert np.array_equal(bits.transposed(packed(mask), shape[1]), packed(mask.T))
 
 
 @given(SHAPES, st.floats(0, 1), st.integers(0, 99), st.sampled_from([8, 64, 1 << 17]))
@@ -78,10 +81,10 @@ def test_signs_are_spread_and_gathered_as_by_dense_arrays(shape, density, seed, 
     mask, negative = random_planes(shape, density, seed)
     stream = np.packbits(negative[mask], bitorder="little")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codecs, "_CHUNK", chunk)  # so that words cross from chunk to chunk
-        plane = codecs._spread(stream, packed(mask))
+        patch.setattr(bits, "_CHUNK", chunk)  # so that words cross from chunk to chunk
+        plane = bits.spread(stream, packed(mask))
         assert np.array_equal(plane, packed(mask & negative))
-        assert np.array_equal(codecs._gathered(plane, packed(mask), int(mask.sum())), stream)
+        assert np.array_equal(bits.gathered(plane, packed(mask), int(mask.sum())), stream)
 
 
 # ---- round trip ----------------------------------------------------------------------------------
@@ -90,7 +93,7 @@ def test_signs_are_spread_and_gathered_as_by_dense_arrays(shape, density, seed, 
 @given(SHAPES, st.sampled_from([0, 0.1, 0.5, 1]), st.integers(0, 99))
 def test_every_form_decodes_to_the_plain_planes(shape, density, seed):
     entry = entry_of(*random_planes(shape, density, seed))
-    for mask_form in MASK_FORMS:
+    for mask_form in MASK_FORMS[:3]:
         for sign_form in SIGN_FORMS[: 3 if entry.num_survivors else 1]:
             mask, sign = decode(in_form(entry, mask_form, sign_form), shape)
             assert np.array_equal(mask, entry.mask_bits)
@@ -124,8 +127,8 @@ def test_each_plane_takes_its_smallest_form(name, forms):
         return
     for kind in (MASK_FORMS, SIGN_FORMS):
         (chosen,) = found.keys() & set(kind)
-        pairs = [(form, ".sign") if kind is MASK_FORMS else (".mask", form) for form in kind]
-        every = {form: in_form(SOUND[name], *pair) for form, pair in zip(kind, pairs, strict=True)}
+        pairs = [(form, ".sign") if kind is MASK_FORMS else (".mask", form) for form in kind[:3]]
+        every = {form: in_form(SOUND[name], *pair) for form, pair in zip(kind, pairs, strict=False)}
         assert found[chosen].size == min(planes[form].size for form, planes in every.items())
 
 
@@ -307,7 +310,7 @@ def test_pad_bits_of_a_scan_by_columns_are_refused():
 
 def test_frame_of_signs_has_the_size_that_the_mask_gives():
     mask = np.frombuffer(PLANE, np.uint8).reshape(5, 1)
-    for form in SIGN_FORMS[1:]:
+    for form in SIGN_FORMS[1:3]:
         data = np.frombuffer(frame(SIGNS + b"\0", size=4), np.uint8)
         with pytest.raises(FormatError, match=r"frame of the signs declares 4; the host needs 3"):
             decode({".mask": mask, form: data}, (5, 8))
@@ -334,7 +337,7 @@ def test_plane_of_the_other_scan_is_refused_by_its_digest(tmp_path):
     host = torch.nn.Sequential(torch.nn.Linear(64, 64))
     connectome = Connectome({"0.weight": square}, config=ConnectomeConfig())
     raw = to_bytes(connectome.replace({"0.weight": _oriented(square)}), codec="zstd")
-    (form,) = (f for f in MASK_FORMS[1:] if f'"0.weight{f}"'.encode() in raw)
+    (form,) = (f for f in MASK_FORMS[1:3] if f'"0.weight{f}"'.encode() in raw)
     other = MASK_FORMS[3 - MASK_FORMS.index(form)]
     size = int.from_bytes(raw[:8], "little")
     text = json.dumps(json.loads(raw[8 : 8 + size])).replace(form, other).encode()

@@ -19,6 +19,7 @@ ORDER = (
     "json_files",
     "registry",
     "seeding",
+    "bits",
     "signed_mask",
     "connectome",
     "operations",
@@ -36,13 +37,14 @@ ORDER = (
     "config",
     "architecture",
     "hosts",
+    "context",
     "codecs",
     "arrays",
     "storage",
-    "lineages",
     "hub_errors",
     "hub",
     "runs",
+    "lineages",
     "early",
     "enforcement",
     "calibration",
@@ -89,7 +91,7 @@ ORDER = (
 # Methods that only lead to the module below that does the work.
 FACADE = {
     ("connectome", below)
-    for below in ("hosts", "hub", "operations", "overlap", "publishing", "storage")
+    for below in ("hosts", "hub", "lineages", "operations", "overlap", "publishing", "storage")
 }
 
 

@@ -136,7 +136,7 @@ def test_every_test_that_the_fidelity_page_names_exists() -> None:
 
 
 def test_the_reader_in_the_format_page_reads_what_we_write(tmp_path: Path) -> None:
-    (source,) = python_blocks("docs/FORMAT.md")
+    source, _ = python_blocks("docs/FORMAT.md")
     scope: dict[str, Any] = {}
     exec(source, scope)  # the document is ours
     draw = torch.Generator().manual_seed(0)

@@ -407,7 +407,7 @@ FORGERIES = {
     # -- metadata
     "no metadata": (lambda t, m: m.clear(), FormatError, "format None, expected 'connectome'"),
     "foreign format": (meta("format", "pt"), FormatError, "format 'pt', expected 'connectome'"),
-    "later reader": (meta("min_reader", "2"), FormatError, "of format version 2; .* reads 1"),
+    "later reader": (meta("min_reader", "3"), FormatError, "of format version 3; .* reads 2"),
     "much later": (meta("min_reader", "9" * 400), FormatError, "min_reader is '99"),
     "no reader": (no_meta("min_reader"), FormatError, "min_reader is ''"),
     "negative reader": (meta("min_reader", "-1"), FormatError, "min_reader is '-1'"),

@@ -9,6 +9,7 @@ from hf_connectome.analysis.densities import density_figure
 from hf_connectome.cards.compose import card, checkpoint_card
 from hf_connectome.cards.facts import HUB
 from hf_connectome.cards.results import Results, eval_results
+from hf_connectome.codecs import codec_of
 from hf_connectome.errors import ConfigError, FormatError
 from hf_connectome.provenance import Provenance
 from hf_connectome.storage import (
@@ -109,7 +110,7 @@ def _file_bytes(folder: Path, connectome: Connectome) -> dict[str, int] | None:
         return None
     try:
         with safe_open(file, framework="np") as handle:
-            compressed = any(name.endswith(".zst") for name in handle.keys())  # noqa: SIM118
+            codec = codec_of(handle.keys())
             digest = (handle.metadata() or {}).get("content_digest")
     except SafetensorError as error:
         raise FormatError(f"{file} is not a sound safetensors file: {error}.") from error
@@ -118,7 +119,7 @@ def _file_bytes(folder: Path, connectome: Connectome) -> dict[str, int] | None:
             f"{file} holds the connectome {str(digest)[:12]}, the card would be of "
             f"{connectome.digest[:12]}. Write the connectome there first, or choose its folder."
         )
-    return {"zstd" if compressed else "plain": file.stat().st_size}
+    return {codec: file.stat().st_size}
 
 
 def _write(files: dict[Path, str]) -> list[Path]:

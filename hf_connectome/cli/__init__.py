@@ -13,6 +13,7 @@ from hf_connectome import __version__
 from hf_connectome.cli.combining import combine, lesion
 from hf_connectome.cli.converting import convert, load_test
 from hf_connectome.cli.inspecting import diff, show, verify
+from hf_connectome.cli.lineage import lineage
 from hf_connectome.cli.output import Command, Result
 from hf_connectome.cli.sharing import pull, push, search
 from hf_connectome.cli.speed import speed
@@ -110,6 +111,11 @@ _COMMANDS: dict[Callable[..., Result], list[str]] = {
     lesion: [
         "lesion runs/cpu/generation-6 without --part skill",
         "lesion my-connectome without --rows transformer.h.0.mlp.c_proj.weight=0,4-7",
+    ],
+    lineage: [
+        "lineage runs/cpu lineage.safetensors",
+        "lineage lineage.safetensors",
+        "lineage lineage.safetensors generation-3 --generation 3",
     ],
     load_test: ["load-test runs/cpu/generation-6"],
     speed: ["speed my-trained-gpt2"],

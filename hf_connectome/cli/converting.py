@@ -43,7 +43,10 @@ def convert(
     path: _SourcePath,
     to: _Target,
     codec: Annotated[
-        str, typer.Option(help="plain (1 bit a weight and 1 a survivor) or zstd (smaller).")
+        str,
+        typer.Option(
+            help="plain (1 bit a weight and 1 a survivor), zstd (smaller) or context (smallest)."
+        ),
     ] = "plain",
     scope: Annotated[
         str,

@@ -14,13 +14,14 @@ def size(connectome: "Connectome", file: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     from hf_connectome.cards.facts import floor_bits
+    from hf_connectome.codecs import codec_of
 
     num_bytes = file.stat().st_size
     with safe_open(file, framework="np") as handle:
-        packed = any(name.endswith(".zst") for name in handle.keys())  # noqa: SIM118
+        codec = codec_of(handle.keys())
     return {
         "bytes": num_bytes,
-        "codec": "zstd" if packed else "plain",
+        "codec": codec,
         "bits_per_weight": 8 * num_bytes / connectome.num_weights,
         "times_smaller_than_bf16": BF16_BITS * connectome.num_weights / (8 * num_bytes),
         "times_floor": 8 * num_bytes / floor_bits(connectome),

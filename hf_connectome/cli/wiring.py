@@ -58,7 +58,9 @@ def wire(
     ] = None,
     scope: _Scope = "all-matrices",
     seed: Annotated[int, typer.Option(help="Same seed, same connectome.")] = 0,
-    codec: Annotated[str, typer.Option(help="plain, or zstd (smaller).")] = "plain",
+    codec: Annotated[
+        str, typer.Option(help="plain, zstd (smaller) or context (smallest).")
+    ] = "plain",
     json: Json = False,
 ) -> Result:
     """Draw a connectome for a model, without training."""
