@@ -23,6 +23,8 @@ ORDER = (
     "connectome",
     "operations",
     "scope",
+    "brackets",
+    "histograms",
     "selection",
     "schedule",
     "budgets",
