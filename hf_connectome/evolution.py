@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from hf_connectome.errors import ConfigError, ScopeError, UnknownNameError, did_
 from hf_connectome.hosts import check_host, full_tensor, wire
 from hf_connectome.scope import ScopedParameter, parameters_of, unwrap
 from hf_connectome.selection import keep, keep_globally, keep_per_row
+from hf_connectome.shards import Gathered, Rows, lie_by_rows
 from hf_connectome.structures import make_structure
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ class Pruning:
     min_survivors: int = 1
     density_pattern: Mapping[str, float] = field(default_factory=dict)
     structure: str | None = None
+
+    @property
+    def by_weight(self) -> bool:
+        """Whether which weights live together is free, so that rows may be ranked apart."""
+        return self.selection != "per-row" and self.structure is None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -207,8 +213,8 @@ def next_generation(
     criterion = criteria.get(pruning.criterion)()
     generation = config.generation - 1
 
-    def weight_of(name: str) -> Tensor:
-        return full_tensor(parameters[name]).cpu()
+    by_rows = criterion.by_weight and pruning.by_weight and lie_by_rows(parameters)
+    place = Rows(parameters) if by_rows else Gathered(parameters)
 
     def score_of(name: str) -> Tensor:
         context = CriterionContext(
@@ -217,18 +223,14 @@ def next_generation(
             generation=generation,
             statistics={kind: measured[name] for kind, measured in statistics.items()},
         )
-        return criterion.score(weight_of(name), connectome.mask(name), context)
+        mask = place.mask(name, connectome.mask(name))
+        return criterion.score(place.weight(name), mask, context)
 
-    masks = _select(connectome, score_of, pruning, config.generation)
-    entries = {}
-    for name, entry in connectome.items():
-        weight, mask = weight_of(name), masks(name)
-        entries[name] = SignedMask.pack(
-            mask,
-            weight,
-            scale=_mean_magnitude(weight, mask) if pruning.carry_scales else None,
-            orientation=entry.orientation,
-        )
+    masks = _select(connectome, score_of, pruning, config.generation, place)
+    entries = {
+        name: place.pack(name, masks(name), entry.orientation, with_scale=pruning.carry_scales)
+        for name, entry in connectome.items()
+    }
     values = _small_values(model, connectome) if pruning.carry_values else None
     return Connectome(entries, values=values, config=config)
 
@@ -317,6 +319,7 @@ def _select(
     score_of: Callable[[str], Tensor],
     pruning: Pruning,
     generation: int,
+    place: Gathered,
 ) -> Callable[[str], Tensor]:
     """Return name -> new mask; per tensor it is made when asked for, so one is in memory."""
     if pruning.selection != "global":
@@ -325,25 +328,46 @@ def _select(
         num_kept = pruning.survivors(scope, alive, generation)
 
         def per_tensor(name: str) -> Tensor:
+            n_drop, orientation = alive[name] - num_kept[name], scope[name].orientation
+            if isinstance(place, Rows):
+                rows = {name: place.mask(name, connectome.mask(name))}
+                kept = keep_globally(score_of, rows, n_drop, min_survivors=0, ranks=place.ranks)
+                return kept[name]
             score, mask = score_of(name), connectome.mask(name)
             if pruning.structure is not None:
                 structure = make_structure(pruning.structure)
                 return structure.keep(score, mask, num_kept[name], scope[name])
-            n_drop, orientation = alive[name] - num_kept[name], scope[name].orientation
             if pruning.selection == "per-row":
                 return keep_per_row(score, mask, n_drop, orientation=orientation, name=name)
             return keep(score, mask, n_drop, name=name)
 
         return per_tensor
-    masks = {name: connectome.mask(name) for name in connectome}
     num_survivors = connectome.num_survivors
     left = pruning.schedule.next_survivors(num_survivors, connectome.num_weights, generation)
-    kept = keep_globally(score_of, masks, num_survivors - left, min_survivors=pruning.min_survivors)
+    kept = keep_globally(
+        score_of,
+        _Masks(connectome, place),
+        num_survivors - left,
+        min_survivors=pruning.min_survivors,
+        ranks=place.ranks,
+    )
     return kept.__getitem__
 
 
-def _mean_magnitude(weight: Tensor, mask: Tensor) -> Tensor:
-    return weight[mask].float().abs().mean().reshape(1)
+class _Masks(Mapping[str, "Tensor"]):
+    """The masks of a connectome where they are ranked, unpacked when asked for."""
+
+    def __init__(self, connectome: Connectome, place: Gathered) -> None:
+        self._connectome, self._place = connectome, place
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._place.mask(name, self._connectome.mask(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._connectome)
+
+    def __len__(self) -> int:
+        return len(self._connectome)
 
 
 def _small_values(model: nn.Module, connectome: Connectome) -> dict[str, Tensor]:

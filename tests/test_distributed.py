@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 WORKERS = Path(__file__).parent / "distributed"
 sys.path.insert(0, str(WORKERS))
 import masks_worker  # noqa: E402
+import ranking_worker  # noqa: E402
 
 from hf_connectome import Connectome  # noqa: E402
 
@@ -132,6 +133,36 @@ def test_shards_may_be_uneven_or_empty(seen: dict[str, Any]) -> None:
     assert "lm_head.weight" not in first
     _, second = (rank["rows"] for rank in seen["fsdp2_empty_shard"])
     assert second["vit.embeddings.cls_token"] == 0
+
+
+# ---- ranking by rows -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    output = results_of("ranking_worker.py", tmp_path_factory)
+    ranks: list[dict[str, Any]] = json.loads((output / "results.json").read_text())
+    assert len(ranks) == NUM_PROCESSES
+    return ranks
+
+
+@pytest.mark.parametrize("settings", ranking_worker.SETTINGS)
+@pytest.mark.parametrize("host", ranking_worker.HOSTS)
+def test_rows_ranked_apart_give_the_generations_of_the_whole(
+    ranked: list[dict[str, Any]], host: str, settings: str
+) -> None:
+    for rank in ranked:
+        run = rank["runs"][host]
+        assert run["found"][settings] == run["expected"][settings]
+        assert len(set(run["found"][settings])) == 2
+        assert run["gathered"] == []
+
+
+def test_weights_that_diverged_on_one_rank_are_refused_on_all(
+    ranked: list[dict[str, Any]],
+) -> None:
+    for rank in ranked:
+        assert rank["diverged"].startswith("'transformer.h.0.mlp.c_fc.weight' has NaN scores")
 
 
 # ---- evolution -----------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ ORDER = (
     "config",
     "architecture",
     "hosts",
+    "shards",
     "codecs",
     "arrays",
     "storage",
