@@ -20,33 +20,36 @@ from typing import Any
 
 import torch
 from measuring import finish, interleaved, parser_of, peak_memory, ratio
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_connectome.scope import resolve
 from hf_connectome.selection import keep, keep_globally
 from hf_connectome.signed_mask import SignedMask
 
-MODELS = {
-    "tiny": {"n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 2048},
-    "gpt2": {},
-    "gpt2-xl": {"n_layer": 48, "n_embd": 1600, "n_head": 25},
-}
+MODELS = {"tiny": (4, 128, 2048), "gpt2": (12, 768, 50257), "gpt2-xl": (48, 1600, 50257)}
+"""Layers, width and vocabulary."""
 FRACTION = 0.2
 DENSITY = 0.8
 
 Tensors = Mapping[str, torch.Tensor]
 
 
+def shapes_of(model: str) -> dict[str, tuple[int, int]]:
+    """Return the shapes of the matrices of a GPT-2."""
+    layers, width, vocabulary = MODELS[model]
+    shapes = {"wte": (vocabulary, width), "wpe": (1024, width)}
+    for layer in range(layers):
+        for name, rows, columns in (("attn", 1, 3), ("proj", 1, 1), ("fc", 1, 4), ("out", 4, 1)):
+            shapes[f"{layer:02}.{name}"] = (rows * width, columns * width)
+    return shapes
+
+
 def weights_of(options: argparse.Namespace) -> dict[str, torch.Tensor]:
     """Draw weights of the shapes of a model."""
-    with torch.device("meta"):
-        scope = resolve(GPT2LMHeadModel(GPT2Config(**MODELS[options.model])))
     draw = torch.Generator().manual_seed(0)
     return {
-        name: torch.empty(parameter.shape, dtype=getattr(torch, options.dtype))
+        name: torch.empty(shape, dtype=getattr(torch, options.dtype))
         .normal_(0.0, 0.02, generator=draw)
         .to(options.device)
-        for name, parameter in list(scope.items())[: options.tensors]
+        for name, shape in list(shapes_of(options.model).items())[: options.tensors]
     }
 
 

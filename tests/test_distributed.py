@@ -25,6 +25,8 @@ import ranking_worker  # noqa: E402
 
 from hf_connectome import Connectome  # noqa: E402
 
+# This tree first, whatever is installed.
+PATHS = os.pathsep.join([str(WORKERS.parent), str(WORKERS.parent.parent)])
 NUM_PROCESSES = 2
 TIMEOUT = 300
 
@@ -38,7 +40,7 @@ def launch(worker: str, output: Path) -> None:
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc-per-node", str(NUM_PROCESSES), str(WORKERS / worker), str(output)),
         ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
