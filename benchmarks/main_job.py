@@ -11,13 +11,12 @@ reset, the saved connectome; in training steps, for every ten million weights in
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +26,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 from hf_connectome import GenerationalArguments, GenerationalTrainer
 from hf_connectome.data import collate
 from hf_connectome.data.blocks import map_blocks
+
+if TYPE_CHECKING:
+    import argparse
 
 SIZES = {
     "tiny": {"n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 2048},
@@ -67,11 +69,13 @@ class Timed(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Begin where the step before ended, so that fetching and bookkeeping are in it."""
+        del control, parts
         if state.global_step in (0, args.steps_per_generation):
             self._last = self._clock.now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Note the step."""
+        del control, parts
         now = self._clock.now()
         if state.global_step > SKIPPED and state.global_step % args.steps_per_generation != 1:
             self.steps.append(now - self._last)
