@@ -183,7 +183,8 @@ def _rank_together(
         kept = keep_by_histograms(part, names, n_drop, ranks)
     left = ranks.total([np.count_nonzero(kept[name].flags()) for name in names])
     free = {name: max(alive[name] - floor, 0) for name in names}
-    short = {n for n, count in zip(names, left, strict=True) if alive[n] - count > free[n]}
+    # A list: all processes must go through it in the same order.
+    short = [n for n, count in zip(names, left, strict=True) if alive[n] - count > free[n]]
     for name in short:
         kept |= _rank_together(part, {name: alive[name]}, free[name], 0, ranks)
     if short:
