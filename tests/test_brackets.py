@@ -63,15 +63,17 @@ def test_every_way_of_ranking_gives_what_sorting_gives(case, fraction):
     assert np.array_equal(counted, expected)
 
 
-@pytest.mark.parametrize("case", ["different", "hundreds of values", "few survivors"])
-def test_a_sample_settles_scores_of_many_values(case):
+@pytest.mark.parametrize(
+    "case", ["different", "hundreds of values", "three values", "few survivors"]
+)
+def test_a_sample_settles_scores_that_do_not_all_tie(case):
     scores, alive = CASES[case]
     total = int(np.count_nonzero(alive))
     found = keep_by_bracket(lambda _: (scores, alive), ["w"], total // 5, total)
     assert found is not None
 
 
-@pytest.mark.parametrize("case", ["three values", "one value", "sample misleads"])
+@pytest.mark.parametrize("case", ["one value", "sample misleads"])
 def test_what_a_sample_cannot_settle_is_left_to_others(case):
     scores, alive = CASES[case]
     total = int(np.count_nonzero(alive))

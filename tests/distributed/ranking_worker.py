@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from masks_worker import wrapped
@@ -62,8 +63,8 @@ def compare(kind: str, levels: int | None) -> dict[str, Any]:
     expected = {name: generations(whole, each, start) for name, each in SETTINGS.items()}
     sharded = wrapped(model_of(kind, levels), "fsdp2")
     gathered: list[str] = []
-    shards.full_tensor = lambda parameter: gathered.append("a weight") or parameter
-    found = {name: generations(sharded, each, start) for name, each in SETTINGS.items()}
+    with patch.object(shards, "full_tensor", lambda _: gathered.append("a weight")):
+        found = {name: generations(sharded, each, start) for name, each in SETTINGS.items()}
     return {"expected": expected, "found": found, "gathered": gathered}
 
 
