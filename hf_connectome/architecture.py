@@ -10,7 +10,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import init
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
@@ -103,20 +102,15 @@ def _build(
 class _Undrawn(TorchFunctionMode):
     """Puts NaN where a model would draw, so that it shows what depends on a draw."""
 
-    _DRAWS = (
-        init.normal_,
-        init.uniform_,
-        init.kaiming_uniform_,
-        torch.Tensor.normal_,
-        torch.Tensor.uniform_,
-    )
+    # By name: transformers puts functions of its own in the place of torch.nn.init's.
+    _DRAWS = ("normal_", "uniform_", "kaiming_uniform_")
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         del types
         given = dict(kwargs or {})
-        if func not in self._DRAWS:
+        if getattr(func, "__name__", None) not in self._DRAWS:
             return func(*args, **given)
         tensor: Tensor = args[0] if args else given["tensor"]
         tensor.detach().fill_(torch.nan)
