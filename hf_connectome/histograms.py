@@ -82,9 +82,11 @@ def keep_by_histograms(
             yield from _keys(*parts(name))
 
     _check_numbers(parts, names, ranks)
-    high, before = _bucket((k >> _HALF for k in keys()), n_drop, ranks)
+    high, before = _bucket((k >> np.uint32(_HALF) for k in keys()), n_drop, ranks)
     low, before_low = _bucket(
-        (k[k >> _HALF == high] & 0xFFFF for k in keys()), n_drop - before, ranks
+        (k[k >> np.uint32(_HALF) == high] & np.uint32(0xFFFF) for k in keys()),
+        n_drop - before,
+        ranks,
     )
     threshold = np.uint32(high << _HALF | low)
     ties = np.array(
