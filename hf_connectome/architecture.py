@@ -5,17 +5,18 @@ Whether a host fits is hosts.py's; which architecture to evolve for is fresh.py'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from hf_connectome.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from hf_connectome.config import ConnectomeConfig
 
@@ -31,6 +32,7 @@ def build_host(
     seed: int | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    overwritten: Collection[str] = (),
 ) -> nn.Module:
     """Build a fresh model of the architecture that a connectome records. Nothing is downloaded.
 
@@ -39,6 +41,8 @@ def build_host(
         seed: seeds torch's global generator for the initialisation, and puts it back afterwards.
         device: 'meta' gives names and shapes without memory.
         dtype: of the weights; explicit, because a recorded bfloat16 would round 0.02.
+        overwritten: parameters whose initial values nobody reads. They are not drawn, which is
+            most of the time that a model takes, if everything else is the same without them.
 
     Raises:
         ConfigError: nothing is recorded, the class is not one of transformers' models, or it
@@ -50,6 +54,23 @@ def build_host(
             "ConnectomeModel.from_pretrained(model, path), or "
             "Connectome.from_pretrained(path, host=model)."
         )
+    if overwritten:
+        with suppress(ConfigError):  # a config that is wrong is wrong below, too
+            host, drew = _build(config, seed=seed, device=device, dtype=dtype, undrawn=True)
+            if not drew and _is_whole(host, overwritten):
+                return host
+    return _build(config, seed=seed, device=device, dtype=dtype, undrawn=False)[0]
+
+
+def _build(
+    config: ConnectomeConfig,
+    *,
+    seed: int | None,
+    device: str,
+    dtype: torch.dtype,
+    undrawn: bool,
+) -> tuple[nn.Module, bool]:
+    """Build a model, and say whether that moved torch's generator."""
     model_class, base_config = _recorded_class(config)
     bare = device == "meta"
     with (
@@ -57,9 +78,11 @@ def build_host(
         _uninitialised() if bare else nullcontext(),
         torch.random.fork_rng(devices=[], enabled=seed is not None),
         torch.device(device),
+        _Undrawn() if undrawn else nullcontext(),
     ):
         if seed is not None:
             torch.manual_seed(seed)
+        start = torch.get_rng_state()
         try:
             base_config.dtype = dtype  # older releases of transformers keep the recorded one
             model: Any = model_class._from_config(base_config, dtype=dtype)
@@ -70,9 +93,35 @@ def build_host(
                 f"no {config.architecture} can be built from the recorded config: {error}. Build "
                 "the host yourself and use ConnectomeModel.from_pretrained(model, path)."
             ) from error
+        drew = not torch.equal(torch.get_rng_state(), start)
     name_causal_loss(model)
     host: nn.Module = model
-    return host
+    return host, drew
+
+
+class _Undrawn(TorchFunctionMode):
+    """Puts NaN where a model would draw, so that it shows what depends on a draw."""
+
+    # By name: transformers puts functions of its own in the place of torch.nn.init's.
+    _DRAWS = ("normal_", "uniform_", "kaiming_uniform_")
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        del types
+        given = dict(kwargs or {})
+        if getattr(func, "__name__", None) not in self._DRAWS:
+            return func(*args, **given)
+        tensor: Tensor = args[0] if args else given["tensor"]
+        tensor.detach().fill_(torch.nan)
+        return tensor
+
+
+def _is_whole(host: nn.Module, overwritten: Collection[str]) -> bool:
+    """Say whether nothing but the parameters that are overwritten is missing a draw."""
+    kept = [p for name, p in host.named_parameters() if name not in overwritten]
+    rest: list[Tensor] = [*kept, *host.buffers()]
+    return not any(bool(value.isnan().any()) for value in rest if value.is_floating_point())
 
 
 def name_causal_loss(model: Any) -> None:

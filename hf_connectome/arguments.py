@@ -9,8 +9,8 @@ from transformers import TrainingArguments
 
 from hf_connectome.criteria import criteria
 from hf_connectome.errors import ConfigError, UnsupportedError, did_you_mean
-from hf_connectome.evolution import SELECTIONS, Pruning
 from hf_connectome.optimizers import STATE_HELP, check_optimizer_state
+from hf_connectome.pruning import SELECTIONS, Pruning
 from hf_connectome.reset import resets
 from hf_connectome.rewiring import get_rewiring, rewirings
 from hf_connectome.schedule import Schedule, make_schedule, schedules

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hf_connectome.budgets import BUDGETS, check_budget, check_density, check_floor, matched
 from hf_connectome.calibration import measure, model_loss
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.criteria import CriterionContext, criteria
-from hf_connectome.errors import ConfigError, ScopeError, UnknownNameError, did_you_mean
+from hf_connectome.errors import ConfigError
 from hf_connectome.hosts import check_host, full_tensor, wire
 from hf_connectome.scope import ScopedParameter, parameters_of, unwrap
 from hf_connectome.selection import keep, keep_globally, keep_per_row
+from hf_connectome.shards import Gathered, Rows, lie_by_rows
 from hf_connectome.structures import make_structure
 
 if TYPE_CHECKING:
@@ -30,139 +30,7 @@ if TYPE_CHECKING:
     from hf_connectome.calibration.subject import Batch, Loss
     from hf_connectome.config import ConnectomeConfig
     from hf_connectome.criteria import Statistics
-    from hf_connectome.schedule import Schedule
-
-SELECTIONS = {
-    "per-tensor": "every parameter drops the same fraction of its own survivors (the paper's)",
-    "per-row": "as per-tensor, ranked within each output, which all keep equally many (Wanda's)",
-    "global": "all parameters are ranked together; each keeps at least min_survivors",
-}
-
-
-@dataclass(frozen=True)
-class Pruning:
-    """How a generation decides which survivors to drop."""
-
-    schedule: Schedule
-    criterion: str = "magnitude"
-    selection: str = "per-tensor"
-    seed: int = 0
-    carry_scales: bool = True
-    carry_values: bool = False
-    budget: str = "uniform"
-    min_survivors: int = 1
-    density_pattern: Mapping[str, float] = field(default_factory=dict)
-    structure: str | None = None
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What the criterion asks for beside the weights."""
-        return criteria.get(self.criterion).needs
-
-    def check_settings(self) -> None:
-        """Refuse what no model could make work.
-
-        Raises:
-            UnknownNameError: no such criterion, selection or budget.
-            ConfigError: a number out of its range, or settings that exclude each other.
-        """
-        criteria.get(self.criterion)
-        if self.selection not in SELECTIONS:
-            raise UnknownNameError(
-                f"unknown selection {self.selection!r}. {did_you_mean(self.selection, SELECTIONS)}"
-            )
-        check_budget(self.budget)
-        for key, density in self.density_pattern.items():
-            check_density(density, f"density_pattern: {key}")
-        if self.min_survivors < 1:
-            raise ConfigError(f"min_survivors is {self.min_survivors}; expected at least 1.")
-        if self.structure is not None:
-            make_structure(self.structure)
-        excluded = {
-            "budget": self.budget != "uniform",
-            "density_pattern": bool(self.density_pattern),
-            "structure": self.structure is not None,
-        }
-        if self.selection == "per-row" and self.structure is not None:
-            raise ConfigError(
-                f"selection='per-row' and structure={self.structure!r} each say which weights of a "
-                "row live together. Use selection='per-tensor', or leave structure out."
-            )
-        if self.selection == "global" and (named := [n for n, given in excluded.items() if given]):
-            raise ConfigError(
-                f"selection='global' ranks all weights together, so it takes no {named[0]}. Use "
-                f"selection='per-tensor', or leave {named[0]} out."
-            )
-
-    def check(self, scope: Mapping[str, ScopedParameter]) -> None:
-        """Refuse, before any training, a run that could not be finished on these parameters.
-
-        Raises:
-            ScopeError: a parameter would have fewer survivors than its floor, cannot have the
-                structure, or a pattern names none; names it, its size and the generation.
-            ConfigError: as in :meth:`check_settings`; or the last generation is not what the
-                structure's name says.
-            UnknownNameError: as in :meth:`check_settings`.
-        """
-        self.check_settings()
-        if self.selection == "global":
-            self._check_floors(scope)
-            return
-        alive = {name: p.num_weights for name, p in scope.items()}
-        for generation in range(1, self.schedule.num_generations + 1):
-            alive = self.survivors(scope, alive, generation)
-            for name, count in alive.items():
-                when = f"in generation {generation} at {self.schedule}"
-                check_floor(scope[name], count, self.min_survivors, when)
-        if self.structure is not None:
-            for name, count in alive.items():
-                make_structure(self.structure).check_last(count, scope[name])
-
-    def _check_floors(self, scope: Mapping[str, ScopedParameter]) -> None:
-        sizes = [parameter.num_weights for parameter in scope.values()]
-        left = self.schedule.survivors_after(sum(sizes), self.schedule.num_generations)
-        floor = sum(min(self.min_survivors, size) for size in sizes)
-        if left < floor:
-            raise ScopeError(
-                f"{left} of {sum(sizes)} weights would be left at {self.schedule}, but a floor of "
-                f"{self.min_survivors} in each of {len(sizes)} parameters is {floor}. Prune less, "
-                "or lower min_survivors."
-            )
-
-    def survivors(
-        self, scope: Mapping[str, ScopedParameter], alive: Mapping[str, int], generation: int
-    ) -> dict[str, int]:
-        """Return how many survivors each parameter keeps where it is pruned by itself.
-
-        A parameter that a pattern names follows the schedule towards its own density; the others
-        get what the budget gives at the density of the generation. No parameter grows; a structure
-        rounds up to the next count that it can have.
-
-        Args:
-            scope: the parameters.
-            alive: survivors of each before.
-            generation: the one that begins, at least 1.
-        """
-        own = matched(scope, self.density_pattern)
-        shared = {}
-        if self.budget != "uniform":
-            rest = {name: p for name, p in scope.items() if name not in own}
-            density = self.schedule.density_after(generation)
-            shared = BUDGETS[self.budget](rest, density, self.min_survivors) if rest else {}
-        kept = {}
-        for name, parameter in scope.items():
-            wanted, num_weights = own.get(name), parameter.num_weights
-            if name in shared:
-                count = shared[name]
-            elif wanted == 1.0:
-                count = num_weights
-            else:
-                schedule = self.schedule if wanted is None else self.schedule.towards(wanted)
-                count = schedule.next_survivors(alive[name], num_weights, generation)
-            if self.structure is not None:
-                count = make_structure(self.structure).count(count, parameter)
-            kept[name] = min(count, alive[name])
-        return kept
+    from hf_connectome.pruning import Pruning
 
 
 def dense_connectome(
@@ -207,8 +75,8 @@ def next_generation(
     criterion = criteria.get(pruning.criterion)()
     generation = config.generation - 1
 
-    def weight_of(name: str) -> Tensor:
-        return full_tensor(parameters[name]).cpu()
+    by_rows = criterion.by_weight and pruning.by_weight and lie_by_rows(parameters)
+    place = Rows(parameters) if by_rows else Gathered(parameters)
 
     def score_of(name: str) -> Tensor:
         context = CriterionContext(
@@ -217,10 +85,11 @@ def next_generation(
             generation=generation,
             statistics={kind: measured[name] for kind, measured in statistics.items()},
         )
-        return criterion.score(weight_of(name), connectome.mask(name), context)
+        mask = place.mask(name, connectome.mask(name))
+        return criterion.score(place.weight(name), mask, context)
 
-    masks = _select(connectome, score_of, pruning, config.generation)
-    return recorded(model, connectome, masks, pruning, config)
+    masks = _select(connectome, score_of, pruning, config.generation, place)
+    return recorded(model, connectome, masks, pruning, config, place)
 
 
 @torch.no_grad()
@@ -230,6 +99,7 @@ def recorded(
     mask_of: Callable[[str], Tensor],
     pruning: Pruning,
     config: ConnectomeConfig,
+    place: Gathered | None = None,
 ) -> Connectome:
     """Return the wiring that masks give a trained model: its signs, and what travels beside them.
 
@@ -239,17 +109,13 @@ def recorded(
         mask_of: name -> bool mask, asked once a name.
         pruning: says what travels beside mask and sign.
         config: what the new connectome records of itself.
+        place: where the masks are, by default whole.
     """
-    parameters = check_host(connectome, model)
-    entries = {}
-    for name, entry in connectome.items():
-        weight, mask = full_tensor(parameters[name]).cpu(), mask_of(name)
-        entries[name] = SignedMask.pack(
-            mask,
-            weight,
-            scale=_mean_magnitude(weight, mask) if pruning.carry_scales else None,
-            orientation=entry.orientation,
-        )
+    place = place or Gathered(check_host(connectome, model))
+    entries = {
+        name: place.pack(name, mask_of(name), entry.orientation, with_scale=pruning.carry_scales)
+        for name, entry in connectome.items()
+    }
     values = small_values(model, connectome) if pruning.carry_values else None
     return Connectome(entries, values=values, config=config)
 
@@ -338,6 +204,7 @@ def _select(
     score_of: Callable[[str], Tensor],
     pruning: Pruning,
     generation: int,
+    place: Gathered,
 ) -> Callable[[str], Tensor]:
     """Return name -> new mask; per tensor it is made when asked for, so one is in memory."""
     if pruning.selection != "global":
@@ -346,25 +213,46 @@ def _select(
         num_kept = pruning.survivors(scope, alive, generation)
 
         def per_tensor(name: str) -> Tensor:
+            n_drop, orientation = alive[name] - num_kept[name], scope[name].orientation
+            if isinstance(place, Rows):
+                rows = {name: place.mask(name, connectome.mask(name))}
+                kept = keep_globally(score_of, rows, n_drop, min_survivors=0, ranks=place.ranks)
+                return kept[name]
             score, mask = score_of(name), connectome.mask(name)
             if pruning.structure is not None:
                 structure = make_structure(pruning.structure)
                 return structure.keep(score, mask, num_kept[name], scope[name])
-            n_drop, orientation = alive[name] - num_kept[name], scope[name].orientation
             if pruning.selection == "per-row":
                 return keep_per_row(score, mask, n_drop, orientation=orientation, name=name)
             return keep(score, mask, n_drop, name=name)
 
         return per_tensor
-    masks = {name: connectome.mask(name) for name in connectome}
     num_survivors = connectome.num_survivors
     left = pruning.schedule.next_survivors(num_survivors, connectome.num_weights, generation)
-    kept = keep_globally(score_of, masks, num_survivors - left, min_survivors=pruning.min_survivors)
+    kept = keep_globally(
+        score_of,
+        _Masks(connectome, place),
+        num_survivors - left,
+        min_survivors=pruning.min_survivors,
+        ranks=place.ranks,
+    )
     return kept.__getitem__
 
 
-def _mean_magnitude(weight: Tensor, mask: Tensor) -> Tensor:
-    return weight[mask].float().abs().mean().reshape(1)
+class _Masks(Mapping[str, "Tensor"]):
+    """The masks of a connectome where they are ranked, unpacked when asked for."""
+
+    def __init__(self, connectome: Connectome, place: Gathered) -> None:
+        self._connectome, self._place = connectome, place
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._place.mask(name, self._connectome.mask(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._connectome)
+
+    def __len__(self) -> int:
+        return len(self._connectome)
 
 
 def small_values(model: nn.Module, connectome: Connectome) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from hf_connectome.bits import gathered, spread
 from hf_connectome.codecs import MASK_FORMS, SIGN_FORMS, opened, shrunk
 from hf_connectome.errors import ConfigError, FormatError, HostMismatchError, UnknownNameError
 from hf_connectome.hosts import scope_fingerprint
+from hf_connectome.operations import check_same_parameters
 from hf_connectome.runs import generations
 from hf_connectome.signed_mask import check_pad_bits
 from hf_connectome.storage import (
@@ -80,7 +81,9 @@ def write_lineage(connectomes: Sequence[Connectome], file: str | os.PathLike[str
         StorageError: the file system refused; an earlier file is whole.
     """
     _check_numbers([_config(connectome).generation for connectome in connectomes])
-    arrays, configs, parent = {}, [], None
+    arrays: dict[str, Array] = {}
+    configs: list[dict[str, Any]] = []
+    parent: Connectome | None = None
     for connectome in connectomes:
         number = _config(connectome).generation
         named = to_arrays(connectome, codec="zstd")
@@ -126,7 +129,7 @@ def _relative(
     whole: Mapping[str, Array], connectome: Connectome, parent: Connectome
 ) -> dict[str, Array]:
     """Return the tensors of a generation beside its parent's; its scales and values stay whole."""
-    parent.check_same_parameters(connectome)
+    check_same_parameters(parent, connectome)
     kept, flipped = [], []
     for name, entry in connectome.items():
         before = parent[name]

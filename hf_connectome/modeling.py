@@ -19,6 +19,7 @@ from hf_connectome.bound import BoundConfig
 from hf_connectome.errors import ConfigError
 from hf_connectome.hosts import check_depth, check_host, fresh_reset
 from hf_connectome.hub import Pushed, fetch, with_origin
+from hf_connectome.reset import resets
 from hf_connectome.storage import read, write
 
 if TYPE_CHECKING:
@@ -107,8 +108,9 @@ class ConnectomeModel(PeftModel):
         connectome = _read(source, host, subfolder=subfolder, **download)
         assert connectome.config is not None
         if host is None:
-            is_trainable, host = True, build_host(connectome.config, seed=seed, dtype=dtype)
-            reset = reset or fresh_reset(connectome)
+            is_trainable, reset = True, reset or fresh_reset(connectome)
+            unread = () if resets.get(reset).needs_weights else tuple(connectome)
+            host = build_host(connectome.config, seed=seed, dtype=dtype, overwritten=unread)
         config = BoundConfig.of(connectome, connectome.config, inference_mode=not is_trainable)
         config.first_reset, config.first_magnitude = reset or "keep", magnitude
         return cls(host, config, adapter_name).train(bool(is_trainable))

@@ -46,6 +46,8 @@ class Reset(ABC):
     """Key of the work: an arXiv id, a DOI or 'none'."""
     needs_sign: ClassVar[bool] = True
     """Whether a mask-only connectome is refused."""
+    needs_weights: ClassVar[bool] = True
+    """Whether the values depend on weights that the host has, or a fresh one."""
 
     @abstractmethod
     def values(self, entry: SignedMask, context: ResetContext) -> Tensor:
@@ -107,6 +109,7 @@ class SignConstant(Reset):
 
     paper = "Kotar & Tuckute 2025, Model Connectomes"
     citation = "arXiv:2504.21047"
+    needs_weights = False
 
     def values(self, entry: SignedMask, context: ResetContext) -> Tensor:
         """Return sign x magnitude."""
@@ -157,6 +160,7 @@ class TensorScale(Reset):
 
     paper = "hf_connectome"
     citation = "none"
+    needs_weights = False
 
     def check(self, entry: SignedMask, context: ResetContext) -> None:
         """Refuse an entry without a scale."""

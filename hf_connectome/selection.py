@@ -7,21 +7,22 @@ What the scores mean is not known here (criteria/), nor how many to drop (schedu
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from hf_connectome.brackets import chunks, keep_by_bracket
 from hf_connectome.errors import ScopeError
+from hf_connectome.histograms import ALONE, Ranks, keep_by_histograms
 from hf_connectome.scope import output_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    Scores = NDArray[np.float32]
-    Flags = NDArray[np.bool_]
+    from hf_connectome.brackets import Flags, Kept, Parts, Scores
 
 
 def keep(score: Tensor, mask: Tensor, n_drop: int, *, name: str = "parameter") -> Tensor:
@@ -55,15 +56,26 @@ def keep(score: Tensor, mask: Tensor, n_drop: int, *, name: str = "parameter") -
     alive = _flags(mask)
     num_survivors = int(np.count_nonzero(alive))
     _check_count(n_drop, num_survivors, name)
+    swept = None
+    if n_drop:
+        swept = keep_by_bracket(lambda _: (flat, alive), [name], n_drop, num_survivors)
+    kept = _keep(flat, alive, n_drop, name) if swept is None else swept[name].flags()
+    return torch.from_numpy(kept.reshape(tuple(mask.shape))).to(mask.device)
+
+
+def _keep(flat: Scores, alive: Flags, n_drop: int, name: str) -> Flags:
+    """Do the same whatever the scores are; slower."""
     candidates = flat[alive]
     _check_numbers(candidates, name)
     kept = alive.copy()
     if n_drop:
         candidates.partition(n_drop - 1)
         threshold = candidates[n_drop - 1]
+        num_kept = len(candidates) - n_drop
+        del candidates
         kept &= flat >= threshold
-        _drop_first_ties(kept, flat, threshold, num_survivors - n_drop)
-    return torch.from_numpy(kept.reshape(tuple(mask.shape))).to(mask.device)
+        _drop_first_ties(kept, flat, threshold, num_kept)
+    return kept
 
 
 def keep_per_row(
@@ -126,11 +138,12 @@ def keep_globally(
     n_drop: int,
     *,
     min_survivors: int = 1,
-) -> dict[str, Tensor]:
+    ranks: Ranks = ALONE,
+) -> Mapping[str, Tensor]:
     """Drop exactly ``n_drop`` survivors of lowest score over all parameters together.
 
-    Nothing is concatenated: two histograms over the bits of the scores find the threshold, and
-    one parameter's scores are in memory at a time (``score_of`` is called four times a name).
+    One parameter's scores are in memory at a time: ``score_of`` is called twice a name, and
+    five times more where many scores are equal; all of that again where the floor bites.
     Ties go to the parameter first in sorted name order, then to the lower flat index.
 
     Args:
@@ -138,42 +151,68 @@ def keep_globally(
         masks: name -> bool mask.
         n_drop: how many survivors lose their place in all.
         min_survivors: each parameter keeps at least so many of its best weights (or all it has).
+        ranks: the processes, if scores and masks are this one's rows of the parameters (a
+            collective call then, and all get what one process would get from the whole).
 
     Returns:
-        name -> bool mask; together ``n_drop`` fewer True than ``masks``.
+        Name -> bool mask, unpacked when asked for; together ``n_drop`` fewer True than ``masks``.
 
     Raises:
         ScopeError: the floor leaves fewer than ``n_drop`` weights to drop, or a score is NaN.
     """
     names = sorted(masks)
-    candidates = {name: _candidates(score_of, masks[name], name, min_survivors) for name in names}
-    _check_count(n_drop, sum(int(c.sum()) for c in candidates.values()), "all parameters together")
-    if n_drop == 0:
-        return {name: masks[name].clone() for name in names}
 
-    def keys(name: str) -> NDArray[np.uint32]:
+    def part(name: str) -> tuple[Scores, Flags]:
         score = score_of(name).to(torch.float32)
-        return _sortable(_scores(score, masks[name], name)[candidates[name]])
+        return _scores(score, masks[name], name), _flags(masks[name])
 
-    # The n_drop-th smallest key, its high half first, then its low half among equal high halves.
-    high, before = _bucket(((keys(name) >> 16) for name in names), n_drop)
-    low, before_low = _bucket(
-        ((k[(k >> 16) == high] & 0xFFFF) for k in map(keys, names)), n_drop - before
-    )
-    threshold = np.uint32((high << 16) | low)
-    ties_to_drop = n_drop - before - before_low
-    kept = {}
-    for name in names:
-        key = keys(name)
-        drop = key < threshold
-        ties = np.flatnonzero(key == threshold)[:ties_to_drop]
-        drop[ties] = True
-        ties_to_drop -= len(ties)
-        flat = _flags(masks[name]).copy()
-        flat[np.flatnonzero(candidates[name])[drop]] = False
-        kept[name] = torch.from_numpy(flat.reshape(tuple(masks[name].shape)))
-        kept[name] = kept[name].to(masks[name].device)
+    alive = dict(zip(names, _count((masks[n] for n in names), ranks), strict=True))
+    free = sum(max(count - min_survivors, 0) for count in alive.values())
+    _check_count(n_drop, free, "all parameters together")
+    return Masks(_rank_together(part, alive, n_drop, min_survivors, ranks), masks)
+
+
+def _rank_together(
+    part: Parts, alive: Mapping[str, int], n_drop: int, floor: int, ranks: Ranks
+) -> dict[str, Kept]:
+    """Rank without the floor; parts that fall below it are done anew, each by itself."""
+    names, kept = list(alive), None
+    if n_drop and ranks is ALONE:
+        kept = keep_by_bracket(part, names, n_drop, sum(alive.values()))
+    if kept is None:
+        kept = keep_by_histograms(part, names, n_drop, ranks)
+    left = ranks.total([np.count_nonzero(kept[name].flags()) for name in names])
+    free = {name: max(alive[name] - floor, 0) for name in names}
+    # A list: all processes must go through it in the same order.
+    short = [n for n, count in zip(names, left, strict=True) if alive[n] - count > free[n]]
+    for name in short:
+        kept |= _rank_together(part, {name: alive[name]}, free[name], 0, ranks)
+    if short:
+        others = {name: count for name, count in alive.items() if name not in short}
+        n_drop -= sum(free[name] for name in short)
+        kept |= _rank_together(part, others, n_drop, floor, ranks)
     return kept
+
+
+class Masks(Mapping[str, "Tensor"]):
+    """Masks by name, held as packed bits and unpacked when asked for."""
+
+    def __init__(self, kept: Mapping[str, Kept], like: Mapping[str, Tensor]) -> None:
+        """Take flags and, for shapes and devices, the masks that they are subsets of."""
+        self._kept, self._like = kept, like
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a bool tensor."""
+        like = self._like[name]
+        return torch.from_numpy(self._kept[name].flags().reshape(tuple(like.shape))).to(like.device)
+
+    def __iter__(self) -> Iterator[str]:
+        """Give the names in sorted order."""
+        return iter(sorted(self._kept))
+
+    def __len__(self) -> int:
+        """Count the masks."""
+        return len(self._kept)
 
 
 def keep_rows(
@@ -219,38 +258,15 @@ def keep_rows(
     return torch.from_numpy(kept).to(mask.device)
 
 
-def _candidates(
-    score_of: Callable[[str], Tensor], mask: Tensor, name: str, min_survivors: int
-) -> Flags:
-    """Return the flat survivors that may be dropped: all but the best ``min_survivors``."""
-    alive = _flags(mask)
-    num_free = max(int(np.count_nonzero(alive)) - min_survivors, 0)
-    return alive & ~_flags(keep(score_of(name).to(torch.float32), mask, num_free, name=name))
-
-
 def _drop_first_ties(kept: Flags, flat: Scores, threshold: float, target: int) -> None:
     """Clear the lowest flat indices equal to ``threshold`` until ``target`` flags are left."""
     surplus = int(np.count_nonzero(kept)) - target
-    if surplus:
-        ties = np.flatnonzero(kept & (flat == threshold))
-        kept[ties[:surplus]] = False
-
-
-def _bucket(parts: object, rank: int) -> tuple[int, int]:
-    """Find the 16-bit bucket of the ``rank``-th smallest value, and how many come before it."""
-    counts = np.zeros(1 << 16, dtype=np.int64)
-    for part in parts:  # type: ignore[attr-defined]
-        counts += np.bincount(part, minlength=1 << 16)
-    cumulative = np.cumsum(counts)
-    bucket = int(np.searchsorted(cumulative, rank))
-    return bucket, int(cumulative[bucket] - counts[bucket])
-
-
-def _sortable(score: Scores) -> NDArray[np.uint32]:
-    """Map float32 to uint32 so that the order of the values is the order of the integers."""
-    bits = (score + np.float32(0.0)).view(np.uint32)  # + 0.0 turns -0.0 into 0.0: they tie
-    flip = np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
-    return bits ^ flip
+    for chunk in chunks(len(kept)):
+        if not surplus:
+            return
+        ties = np.flatnonzero(kept[chunk] & (flat[chunk] == threshold))[:surplus]
+        kept[chunk][ties] = False
+        surplus -= len(ties)
 
 
 def _scores(score: Tensor, mask: Tensor, name: str) -> Scores:
@@ -266,6 +282,12 @@ def _scores(score: Tensor, mask: Tensor, name: str) -> Scores:
 def _flags(mask: Tensor) -> Flags:
     flat: Flags = mask.detach().cpu().contiguous().view(-1).numpy()
     return flat
+
+
+def _count(masks: Iterable[Tensor], ranks: Ranks) -> list[int]:
+    """Count the survivors of each mask, over all processes."""
+    counts: list[int] = ranks.total([np.count_nonzero(_flags(mask)) for mask in masks]).tolist()
+    return counts
 
 
 def _check_numbers(scores: Scores, name: str) -> None:

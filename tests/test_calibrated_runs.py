@@ -22,7 +22,8 @@ from hf_connectome.config import ConnectomeConfig
 from hf_connectome.criteria import criteria
 from hf_connectome.data import collate
 from hf_connectome.errors import ConfigError, RunError, ScopeError
-from hf_connectome.evolution import Pruning, next_generation
+from hf_connectome.evolution import next_generation
+from hf_connectome.pruning import Pruning
 from hf_connectome.scope import output_rows
 
 

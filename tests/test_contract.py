@@ -16,8 +16,9 @@ from hf_connectome.connectome import Connectome
 from hf_connectome.criteria import criteria
 from hf_connectome.enforcement import MaskEnforcer
 from hf_connectome.errors import ScopeError
-from hf_connectome.evolution import Pruning, next_generation, reset_host
+from hf_connectome.evolution import next_generation, reset_host
 from hf_connectome.hosts import extract, wire
+from hf_connectome.pruning import Pruning
 from hf_connectome.rewiring import Rewirer, rewirings
 from hf_connectome.rewiring.updates import as_matrices
 from hf_connectome.schedule import GeometricSchedule

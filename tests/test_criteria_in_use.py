@@ -13,8 +13,9 @@ from torch.nn import functional
 from hf_connectome.calibration import MovementSums, measure
 from hf_connectome.config import ConnectomeConfig
 from hf_connectome.criteria import CriterionContext, criteria
-from hf_connectome.evolution import Pruning, dense_connectome, next_generation, prune_in_rounds
+from hf_connectome.evolution import dense_connectome, next_generation, prune_in_rounds
 from hf_connectome.hosts import wire
+from hf_connectome.pruning import Pruning
 from hf_connectome.schedule import GeometricSchedule
 from hf_connectome.scope import OUT_IN, parameters_of, resolve
 from hf_connectome.selection import keep, keep_per_row

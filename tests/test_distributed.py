@@ -18,15 +18,17 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-TESTS = Path(__file__).parent
-WORKERS = TESTS / "distributed"
+WORKERS = Path(__file__).parent / "distributed"
 sys.path.insert(0, str(WORKERS))
 import masks_worker  # noqa: E402
+import ranking_worker  # noqa: E402
 import rewiring_worker  # noqa: E402
 import survivors_worker  # noqa: E402
 
 from hf_connectome import Connectome  # noqa: E402
 
+# This tree first, whatever is installed.
+PATHS = os.pathsep.join([str(WORKERS.parent), str(WORKERS.parent.parent)])
 NUM_PROCESSES = 2
 TIMEOUT = 300
 
@@ -40,8 +42,7 @@ def launch(worker: str, output: Path) -> None:
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc-per-node", str(NUM_PROCESSES), str(WORKERS / worker), str(output)),
         ],
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -136,6 +137,36 @@ def test_shards_may_be_uneven_or_empty(seen: dict[str, Any]) -> None:
     assert "lm_head.weight" not in first
     _, second = (rank["rows"] for rank in seen["fsdp2_empty_shard"])
     assert second["vit.embeddings.cls_token"] == 0
+
+
+# ---- ranking by rows -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    output = results_of("ranking_worker.py", tmp_path_factory)
+    ranks: list[dict[str, Any]] = json.loads((output / "results.json").read_text())
+    assert len(ranks) == NUM_PROCESSES
+    return ranks
+
+
+@pytest.mark.parametrize("settings", ranking_worker.SETTINGS)
+@pytest.mark.parametrize("host", ranking_worker.HOSTS)
+def test_rows_ranked_apart_give_the_generations_of_the_whole(
+    ranked: list[dict[str, Any]], host: str, settings: str
+) -> None:
+    for rank in ranked:
+        run = rank["runs"][host]
+        assert run["found"][settings] == run["expected"][settings]
+        assert len(set(run["found"][settings])) == 2
+        assert run["gathered"] == []
+
+
+def test_weights_that_diverged_on_one_rank_are_refused_on_all(
+    ranked: list[dict[str, Any]],
+) -> None:
+    for rank in ranked:
+        assert rank["diverged"].startswith("'transformer.h.0.mlp.c_fc.weight' has NaN scores")
 
 
 # ---- evolution -----------------------------------------------------------------------------------

@@ -11,14 +11,8 @@ from torch import nn
 from hf_connectome.budgets import BUDGETS, erk
 from hf_connectome.config import ConnectomeConfig
 from hf_connectome.errors import ConfigError, ScopeError, UnknownNameError
-from hf_connectome.evolution import (
-    SELECTIONS,
-    Pruning,
-    dense_connectome,
-    fresh_twin,
-    next_generation,
-    reset_host,
-)
+from hf_connectome.evolution import dense_connectome, fresh_twin, next_generation, reset_host
+from hf_connectome.pruning import SELECTIONS, Pruning
 from hf_connectome.schedule import (
     CubicSchedule,
     GeometricSchedule,

@@ -20,8 +20,9 @@ from hf_connectome.config import ConnectomeConfig
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.controls import random_twin
 from hf_connectome.enforcement import MaskEnforcer
-from hf_connectome.evolution import Pruning, dense_connectome, next_generation, reset_host
+from hf_connectome.evolution import dense_connectome, next_generation, reset_host
 from hf_connectome.hosts import wire
+from hf_connectome.pruning import Pruning
 from hf_connectome.schedule import GeometricSchedule
 from hf_connectome.scope import ScopedParameter, resolve
 from hf_connectome.selection import keep

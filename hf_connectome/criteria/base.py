@@ -68,13 +68,15 @@ class Criterion(ABC):
     """Key of the work: an arXiv id, a DOI or 'none'."""
     needs: ClassVar[tuple[str, ...]] = ()
     """What it asks the context for, of STATISTICS; nothing else is measured."""
+    by_weight: ClassVar[bool] = False
+    """Whether a weight's score depends on that weight alone, so that rows may be scored apart."""
 
     @abstractmethod
     def score(self, weight: Tensor, mask: Tensor, context: CriterionContext) -> Tensor:
         """Score every weight of one parameter.
 
         Args:
-            weight: the parameter, full (never a shard), any floating dtype.
+            weight: the parameter, full (some of its rows if ``by_weight``), any floating dtype.
             mask: bool, same shape, True = survivor; scores elsewhere are ignored.
             context: name, seed, generation, and the statistics that ``needs`` names.
 

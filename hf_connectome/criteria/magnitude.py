@@ -20,6 +20,7 @@ class Magnitude(Criterion):
 
     paper = "Kotar & Tuckute 2025, Model Connectomes"
     citation = "arXiv:2504.21047"
+    by_weight = True
 
     def score(self, weight: Tensor, mask: Tensor, context: CriterionContext) -> Tensor:
         """Return the absolute values, in the weight's dtype."""

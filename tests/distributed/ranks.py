@@ -20,7 +20,7 @@ def on_every_rank(value: Any) -> list[Any]:
     return values
 
 
-def run(main: Callable[[Path], dict[str, Any]]) -> NoReturn:
+def run(main: Callable[[Path], Any]) -> NoReturn:
     """Run ``main`` with the folder that the command names, and write there what it returns."""
     torch.set_num_threads(1)
     output = Path(sys.argv[1])
