@@ -1,6 +1,6 @@
 """Products with a matrix of survivors on the CPU, each by the kernel that is fastest there.
 
-Which one is fastest depends on the number of tokens alone; benchmarks/inference.py measures it.
+Which one is fastest depends on the number of tokens alone (docs/EXPORT.md).
 """
 
 from __future__ import annotations
