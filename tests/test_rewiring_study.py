@@ -29,12 +29,12 @@ def study(monkeypatch, tmp_path):
 
 def test_methods_are_compared_at_rates_tuned_alike(study, tmp_path, capsys):
     study("tune")
-    assert len(list((tmp_path / "runs").iterdir())) == 12
+    assert len(list((tmp_path / "runs").iterdir())) == 15
     methods = ["--methods", "dense", "random", "set", "chtss", "--seeds", "2"]
     study("compare", *methods, "--shard", "1/2")
     study("compare", *methods, "--shard", "2/2")
     written = {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").iterdir()}
-    assert len(written) == 12 + 8
+    assert len(written) == 15 + 8
     capsys.readouterr()
     study("compare", *methods)
     assert written == {f: f.stat().st_mtime_ns for f in (tmp_path / "runs").iterdir()}

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from hf_connectome.data import Corpus
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+FIRST = "magnitude"
+"""The paper's criterion, with which the others are compared by default."""
 VARIED = (
     *("criterion", "selection", "pruning_schedule", "budget", "min_survivors", "structure"),
     *("reset", "magnitude", "carry_values", "rewiring"),
@@ -70,7 +72,7 @@ class StudyArguments:
     """What is compared."""
 
     variants: list[str] = field(
-        default_factory=lambda: list(criteria),
+        default_factory=lambda: [FIRST, *(name for name in criteria if name != FIRST)],
         metadata={
             "help": "Criteria, or settings as reset=tensor_scale+budget=erk; the others are "
             "compared with the first one."

@@ -95,7 +95,7 @@ def digits_task(options: argparse.Namespace) -> Task:
     def accuracy(model: nn.Module, batch: Tensor) -> float:
         return float((model(batch[:, :-1]).argmax(1) == batch[:, -1]).float().mean())
 
-    rates = (3e-4, 1e-3, 3e-3, 1e-2)
+    rates = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
     return Task((0.01,), rates, 32, model, loss, rows[:-450], rows[-450:], accuracy)
 
 
