@@ -150,6 +150,7 @@ def ranked(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return ranks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", ranking_worker.SETTINGS)
 @pytest.mark.parametrize("host", ranking_worker.HOSTS)
 def test_rows_ranked_apart_give_the_generations_of_the_whole(
@@ -162,6 +163,7 @@ def test_rows_ranked_apart_give_the_generations_of_the_whole(
         assert run["gathered"] == []
 
 
+@pytest.mark.slow
 def test_weights_that_diverged_on_one_rank_are_refused_on_all(
     ranked: list[dict[str, Any]],
 ) -> None:
@@ -283,6 +285,7 @@ def loops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["iht", "search"])
 def test_ranks_find_the_same_connectome_by_every_loop(loops: dict[str, Any], loop: str) -> None:
     first, second = loops[loop]
@@ -294,14 +297,17 @@ def test_ranks_find_the_same_connectome_by_every_loop(loops: dict[str, Any], loo
     assert first == second
 
 
+@pytest.mark.slow
 def test_thresholds_leave_no_dead_weight_on_any_rank(loops: dict[str, Any]) -> None:
     assert [rank["leaks"] for rank in loops["iht"]] == [0, 0]
 
 
+@pytest.mark.slow
 def test_thresholds_resumed_on_two_ranks_equal_the_whole_run(loops: dict[str, Any]) -> None:
     assert loops["resumed"] == loops["iht"]
 
 
+@pytest.mark.slow
 def test_a_rank_whose_largest_weights_differ_stops_all_ranks(loops: dict[str, Any]) -> None:
     for message in loops["astray"]:
         assert message.startswith("the ranks disagree on generation 1: digests [")

@@ -205,6 +205,7 @@ def retest_options(texts, graph_files, output, *more):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_retest_trains_what_is_missing_in_its_shard(study, texts, graph_files, tmp_path, capsys):
     arms = ["--arms", "along,degrees,transformer,16-hops-old", "--seeds", "2", "--hint_seeds", "1"]
     given = retest_options(texts, graph_files, tmp_path, *arms)

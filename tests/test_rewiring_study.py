@@ -27,6 +27,7 @@ def study(monkeypatch, tmp_path):
     del sys.modules["rewiring"], sys.modules["rewiring_tasks"]
 
 
+@pytest.mark.slow
 def test_methods_are_compared_at_rates_tuned_alike(study, tmp_path, capsys):
     study("tune")
     assert len(list((tmp_path / "runs").iterdir())) == 15

@@ -116,6 +116,7 @@ def planted(seed):
     return links.sign("w") * size
 
 
+@pytest.mark.slow
 def test_search_beats_as_many_random_wirings_on_a_planted_one():
     searched, drawn_at_random = [], []
     for seed in range(8):

@@ -78,6 +78,7 @@ def run(main, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_recipe_leaves_skills_tables_and_figure(run):
     (result,) = json.loads((run / "results.json").read_text())
     assert set(result["skills"]) == {"fisher", "activation"}
@@ -93,6 +94,7 @@ def test_recipe_leaves_skills_tables_and_figure(run):
     assert table.count("| **code** |") == 2
 
 
+@pytest.mark.slow
 def test_links_of_its_own_forget_nothing(run):
     (result,) = json.loads((run / "results.json").read_text())
     own = result["tasks"]["links of its own"]
@@ -103,6 +105,7 @@ def test_links_of_its_own_forget_nothing(run):
     assert free[0] - free[1] == free[1] - free[2] == births.pop()
 
 
+@pytest.mark.slow
 def test_same_command_again_computes_only_what_is_missing(main, run, capsys):
     before = (run / "results.json").read_text()
     kept = (run / "seed-0.json").stat().st_mtime_ns
@@ -112,6 +115,7 @@ def test_same_command_again_computes_only_what_is_missing(main, run, capsys):
     assert "learning" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_recipe_refuses_the_folder_of_other_settings_and_empty_runs(main, run, capsys):
     for more, said in (
         (["--density", "0.1"], "belongs to a run of another configuration: density"),

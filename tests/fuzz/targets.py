@@ -12,11 +12,13 @@ import json
 import shutil
 import tempfile
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from fuzz import mutants
 
+from hf_connectome import context
 from hf_connectome.codecs import MASK_FORMS, SIGN_FORMS, decode
 from hf_connectome.config import ConnectomeConfig
 from hf_connectome.errors import ConnectomeError
@@ -26,6 +28,8 @@ from hf_connectome.storage import CONFIG_FILE, from_file, read_config
 TENSORS, METADATA = mutants.taken_apart(mutants.FILES["zstd"])
 NAMES = sorted(TENSORS)
 FORMS = list(itertools.product(MASK_FORMS, SIGN_FORMS))
+CODED = find_spec("constriction") is not None
+"""Whether streams of the codec context can be read here."""
 
 
 @cache
@@ -96,14 +100,22 @@ def starts() -> list[bytes]:
     """Return sound input for each target."""
     files = [bytes([0]) + raw for raw in mutants.FILES.values()]
     frames = [bytes([1, i]) + TENSORS[name].data for i, name in enumerate(NAMES)]
-    planes = []
+    planes, streams = [], [b"", b""]
+    if CODED:
+        mask = np.broadcast_to(np.arange(8) < 4, (5, 8))
+        streams = [context.encode(mask, mask | True), context.encode(mask & (mask > 1), mask)]
+        streams = [stream.tobytes() for stream in streams]
     for number, form in enumerate(FORMS):
+        if not CODED and any(suffix.endswith(".ctx") for suffix in form):
+            continue
         # Five rows of four survivors among eight columns.
         across = form[0].endswith(".col.zst")
         pair = [b"\x1f" * 4 + bytes(4) if across else b"\x0f" * 5, b"\x01\x02\x03"]
         for i, suffix in enumerate(form):
             if suffix.endswith(".zst"):
                 pair[i] = mutants.frame(pair[i], size=len(pair[i]))
+            elif suffix.endswith(".ctx"):
+                pair[i] = streams[i]
         planes.append(bytes([2, number, 4, 7, len(pair[0])]) + b"".join(pair))
     return [
         *files,
