@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -83,11 +82,21 @@ def ratio(times: Mapping[str, Sequence[float]], name: str, reference: str) -> fl
 
 
 def peak_memory(device: str = "cpu") -> int:
-    """Return the most bytes so far: resident in this process, or allocated on the device."""
+    """Return the most bytes so far: resident in this process (Linux), or on the device."""
     if device != "cpu":
         return int(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _status("VmHWM")
+
+
+def resident_memory() -> int:
+    """Return the bytes that are resident in this process now (Linux)."""
+    return _status("VmRSS")
+
+
+def _status(key: str) -> int:
+    # ru_maxrss would begin at the peak of the parent process.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

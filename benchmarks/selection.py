@@ -6,8 +6,8 @@ A read pass is numpy's maximum over every float32 weight of the model, once. Eac
 weights and masks to new masks and drops 20 % of what is alive: ours per tensor and globally, both
 on |w| that is there and with |w| computed, and the published code's, torch.topk over the flattened
 |w| of a layer, which ranks no tie. With --device cuda, ours copies the scores to the host, as it
-does in a run. Memory: what one ranking adds to the peak of a child process (Linux), in units of the
-largest tensor in float32.
+does in a run. Memory: the peak of a child process beyond what it held before the ranking (Linux),
+in units of the largest tensor in float32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from measuring import finish, interleaved, parser_of, peak_memory, ratio
+from measuring import finish, interleaved, parser_of, peak_memory, ratio, resident_memory
 
 from hf_connectome.selection import keep, keep_globally
 from hf_connectome.signed_mask import SignedMask
@@ -129,7 +129,7 @@ def child(options: argparse.Namespace) -> None:
         name: SignedMask.pack(torch.ones(weight.shape, dtype=torch.bool))
         for name, weight in weights.items()
     }
-    before = peak_memory()
+    before = resident_memory()
     if options.child == "global":
         masks = Unpacked(packed)
         total = sum(weight.numel() for weight in weights.values())
