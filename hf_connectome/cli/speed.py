@@ -58,7 +58,7 @@ def speed(
         },
         "weight_bytes": {name: weight_bytes(model) for name, model in models.items()},
     }
-    return Result(document, [_facts(document), "", _table(document)], json)
+    return Result(document, [_facts(document), _table(document)], json)
 
 
 def _rates(work: "Mapping[str, Job]", rounds: int) -> dict[str, float]:
