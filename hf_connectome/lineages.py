@@ -80,7 +80,9 @@ def write_lineage(connectomes: Sequence[Connectome], file: str | os.PathLike[str
         StorageError: the file system refused; an earlier file is whole.
     """
     _check_numbers([_config(connectome).generation for connectome in connectomes])
-    arrays, configs, parent = {}, [], None
+    arrays: dict[str, Array] = {}
+    configs: list[dict[str, Any]] = []
+    parent: Connectome | None = None
     for connectome in connectomes:
         number = _config(connectome).generation
         named = to_arrays(connectome, codec="zstd")
