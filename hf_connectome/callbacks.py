@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 
 from hf_connectome.enforcement import MaskEnforcer
 from hf_connectome.storage import (
@@ -20,12 +21,19 @@ from hf_connectome.storage import (
 )
 
 if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
     from hf_connectome.connectome import Connectome
 
 METRICS_FILE = "metrics.jsonl"
 _BAR = "{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+
+
+def hide_display(trainer: Trainer) -> bool:
+    """Take away what a Trainer shows by itself; return whether that was a bar."""
+    bar = trainer.pop_callback(ProgressCallback)
+    trainer.pop_callback(PrinterCallback)
+    return bar is not None
 
 
 class MaskCallback(TrainerCallback):

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import ProgressCallback, TrainerState
-from transformers.trainer_callback import PrinterCallback
+from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from hf_connectome.calibration import Calibrator
-from hf_connectome.callbacks import GenerationBoundaries, MetricsFile, StepProgress
+from hf_connectome.callbacks import GenerationBoundaries, MetricsFile, StepProgress, hide_display
 from hf_connectome.checkpoints import check_same_run, load_converted, needs_conversion
 from hf_connectome.config import ConnectomeConfig
 from hf_connectome.early import early_weights, keep_early
@@ -364,9 +363,7 @@ class GenerationalTrainer(SharingTrainer):
         return f"generation {generation}  density {self.density:6.1%}"
 
     def _install_callbacks(self) -> None:
-        shown = self.pop_callback(ProgressCallback) is not None
-        self.pop_callback(PrinterCallback)
-        if shown:
+        if hide_display(self):
             self.add_callback(
                 StepProgress(self.args.steps_per_generation, self._label, self._tokens_per_step())
             )

@@ -25,11 +25,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import ProgressCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from hf_connectome.callbacks import MetricsFile, StepProgress
+from hf_connectome.callbacks import MetricsFile, StepProgress, hide_display
 from hf_connectome.data import DataArguments, collate, load_corpus
 from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.metrics.formulas import bits_per_byte
@@ -74,9 +73,7 @@ def build_trainer(
         data_collator=collate,
         processing_class=corpus.tokenizer,
     )
-    shown = trainer.pop_callback(ProgressCallback) is not None
-    trainer.pop_callback(PrinterCallback)
-    if shown:
+    if hide_display(trainer):
         label = arguments.twin or arguments.wiring
         tokens = tokens_per_step(training, block_size)
         trainer.add_callback(StepProgress(training.max_steps, lambda _: label, tokens))

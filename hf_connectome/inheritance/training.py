@@ -8,12 +8,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import ProgressCallback, Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
+from transformers import Trainer, TrainingArguments
 
 from hf_connectome.architecture import build_host
 from hf_connectome.arms import Estate, Inherited, get_arm, source_of
-from hf_connectome.callbacks import MaskCallback, MetricsFile, StepProgress
+from hf_connectome.callbacks import MaskCallback, MetricsFile, StepProgress, hide_display
 from hf_connectome.data import collate
 from hf_connectome.errors import ConfigError
 from hf_connectome.evaluation.arms import ArmResult
@@ -193,8 +192,7 @@ def _quiet_trainer(
         callbacks=callbacks,
         optimizer_cls_and_kwargs=optimizer,
     )
-    for shown in (ProgressCallback, PrinterCallback):
-        trainer.pop_callback(shown)
+    hide_display(trainer)
     return trainer
 
 

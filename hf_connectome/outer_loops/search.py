@@ -16,10 +16,9 @@ import torch
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers import Trainer
-from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
 
-from hf_connectome.callbacks import MaskCallback
+from hf_connectome.callbacks import MaskCallback, hide_display
 from hf_connectome.connectome import Connectome, SignedMask
 from hf_connectome.errors import ConfigError, HostMismatchError, RunError, some
 from hf_connectome.hosts import check_tokenizer, wire
@@ -231,7 +230,7 @@ class SearchTrainer(OuterLoopTrainer):
             data_collator=self.data_collator,
             callbacks=[MaskCallback(candidate)],
         )
-        trainer.pop_callback(PrinterCallback)
+        hide_display(trainer)
         trainer.train()
         loss = float(trainer.evaluate()["eval_loss"])
         if not math.isfinite(loss):

@@ -32,14 +32,12 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
-    ProgressCallback,
     TrainingArguments,
 )
-from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from hf_connectome.analysis.drawing import BLUE, GREY, written_figure
-from hf_connectome.callbacks import StepProgress
+from hf_connectome.callbacks import StepProgress, hide_display
 from hf_connectome.data import DataArguments, collate, load_corpus
 from hf_connectome.errors import ConfigError, UnknownNameError, did_you_mean
 from hf_connectome.evaluation.metrics.formulas import bits_per_byte
@@ -215,8 +213,7 @@ def run(
         eval_dataset=corpus.evaluation,
         data_collator=collate,
     )
-    for shown in (ProgressCallback, PrinterCallback):
-        trainer.pop_callback(shown)
+    hide_display(trainer)
     tokens = block_size * training.train_batch_size * training.gradient_accumulation_steps
     label = f"seed {seed}  {arm:<12}"
     trainer.add_callback(StepProgress(training.max_steps, lambda _: label, tokens))
